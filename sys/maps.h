@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Reading /proc/PID/maps and smaps as a stream, without allocating.
+ *
+ * The kernel's answer is consistent per mapping, not over the whole file: what a
+ * callback sees may have changed by the time it acts. Whoever acts on it looks
+ * again under the lock that keeps the range still.
+ */
+#ifndef SAMEPAGE_SYS_MAPS_H
+#define SAMEPAGE_SYS_MAPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* VmFlags of smaps, as bits. Flags that are not listed set SYS_VMF_OTHER. */
+#define SYS_VMF_LIST(X)                                                                            \
+	X(rd) X(wr) X(ex) X(sh) X(mr) X(mw) X(me) X(ms) X(gd) X(pf) X(lo) X(io) X(sr) X(rr) X(dc)   \
+	X(de) X(ac) X(nr) X(ht) X(sf) X(ar) X(wf) X(dd) X(sd) X(mm) X(hg) X(nh) X(mg) X(um) X(uw)   \
+	X(ui) X(ss) X(sl) X(bt) X(mt) X(gu) X(dp) X(lf)
+enum {
+#define SYS_VMF_BIT(f) SYS_VMF_BITNO_##f,
+	SYS_VMF_LIST(SYS_VMF_BIT)
+#undef SYS_VMF_BIT
+	SYS_VMF_BITNO_OTHER,
+};
+#define SYS_VMF(f) (UINT64_C(1) << SYS_VMF_BITNO_##f)
+#define SYS_VMF_OTHER (UINT64_C(1) << SYS_VMF_BITNO_OTHER)
+
+struct sys_vma {
+	uint64_t start;
+	uint64_t end;
+	uint64_t offset;
+	uint64_t inode;
+	uint32_t dev_major;
+	uint32_t dev_minor;
+	int prot;        /* PROT_* */
+	bool shared;
+	bool anonymous;  /* no file and not special ([vdso], [vvar] ...); heap and stack are */
+	bool stack;      /* [stack] */
+	bool heap;       /* [heap] */
+	uint32_t pkey;   /* smaps only, 0 where there is none */
+	uint64_t flags;  /* smaps only: SYS_VMF() bits */
+	uint64_t pss_bytes;  /* smaps only */
+	uint64_t rss_bytes;  /* smaps only */
+	uint64_t anon_bytes; /* smaps only: "Anonymous:" */
+	char name[64];   /* path or [name], cut */
+};
+
+/* Non-zero from the callback ends the walk and is returned. */
+typedef int sys_vma_fn(const struct sys_vma *vma, void *arg);
+
+/* buf: at least 4096 bytes of the caller's. pid 0: this process. 0 or -errno. */
+int sys_maps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
+int sys_smaps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
+/* Mappings of a process, or -errno. */
+int64_t sys_map_count(int pid, char *buf, size_t buf_bytes);
+/* Proportional set size from smaps_rollup, or -errno. */
+int64_t sys_pss_bytes(int pid);
+/* A number from a one-number file (sysctl, sysfs), or -errno. */
+int64_t sys_read_number(const char *path);
+
+#endif
