@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The daemon: what its files share. docs/protocol.md tells what peers see.
+ *
+ * One thread, one epoll set. A session is one connection:
+ *
+ *   greeting  accepted; HELLO must come before a deadline
+ *   client    welcomed: SUBMIT, SEGMENT_GET, TAGS, RESULT, OFFER
+ *   control   welcomed: CTL
+ *   doomed    fd closed, nothing refers to it any more; freed at the end of the
+ *             round, because the round's events may still name it
+ *
+ * A domain is (uid, security label, name): the first two from the kernel, so a
+ * name that somebody else uses as well leads to another domain (I7). It lives as
+ * long as a client session is in it, and `linger` beyond.
+ *
+ * No peer can make the broker wait (I4): sockets are non-blocking, output is
+ * queued up to a bound, whoever lets it overflow is dropped; each session gets
+ * one quantum of work per round; memory that is shared with a client is sealed
+ * against truncation; fds from clients are closed where a file system of theirs
+ * cannot hold the loop up (undertaker.c).
+ */
+#ifndef SAMEPAGE_BROKER_BROKER_H
+#define SAMEPAGE_BROKER_BROKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+
+#include "broker/store.h"
+#include "core/wire.h"
+#include "sys/paths.h"
+#include "sys/sys.h"
+
+#define BROKER_RING_PAGES 512u
+#define BROKER_SECOND_USEC UINT64_C(1000000)
+#define BROKER_NEVER UINT64_MAX
+
+struct broker_config {
+	char socket_path[SYS_PATH_BYTES];
+	uint64_t store_max_slots;  /* per domain */
+	uint64_t client_max_slots; /* new ones, per session */
+	uint64_t cand_max_pages;   /* per domain */
+	uint64_t trim_interval_usec;
+	uint64_t linger_usec;
+	uint64_t idle_exit_usec;   /* BROKER_NEVER: stay */
+	uint64_t request_timeout_usec;
+	uint64_t hello_timeout_usec;
+	uint32_t sessions_max;
+	uint32_t sessions_per_uid_max;
+	uint32_t domains_per_uid_max;
+	int listen_fd; /* -1, or from the service manager */
+	int ready_fd;  /* -1, or to be told */
+	bool on_demand;
+};
+
+enum broker_session_state {
+	BROKER_SESSION_GREETING,
+	BROKER_SESSION_CLIENT,
+	BROKER_SESSION_CONTROL,
+	BROKER_SESSION_DOOMED,
+};
+
+struct broker;
+struct broker_op;
+
+struct broker_domain {
+	TAILQ_ENTRY(broker_domain) link;
+	uid_t uid;
+	char label[64];
+	char name[CORE_WIRE_NAME_BYTES];
+	uint64_t layout_seed;
+	struct broker_store *store; /* NULL until the first client */
+	uint32_t clients;
+	uint64_t free_at;    /* BROKER_NEVER while there are clients */
+	uint64_t trim_at;
+	uint64_t trimmed_at;
+	uint64_t collect_at; /* BROKER_NEVER: no trim is under way */
+	uint64_t round_op;   /* id of the operation whose round this is */
+};
+
+/* One packet under way to a peer. */
+struct broker_packet {
+	STAILQ_ENTRY(broker_packet) link;
+	uint32_t bytes;
+	uint32_t nfds;
+	uint32_t owned_fds; /* bit i: close fds[i] after sending */
+	int fds[CORE_WIRE_FDS_MAX];
+	unsigned char data[];
+};
+
+struct broker_session {
+	TAILQ_ENTRY(broker_session) link;
+	struct broker *broker;
+	enum broker_session_state state;
+	int fd;
+	uint32_t epoll_events;
+	uint32_t hello_seq;
+	struct sys_peer peer;
+	char comm[CORE_WIRE_NAME_BYTES];
+	uint64_t hello_deadline;
+
+	STAILQ_HEAD(, broker_packet) out;
+	uint32_t out_packets;
+	size_t out_bytes;
+
+	/* clients */
+	struct broker_domain *domain;
+	const uint8_t *ring;
+	uint64_t new_slots;     /* charged against client_max_slots */
+	uint64_t offered_slots;
+	int offer_fd;           /* -1, or waiting its turn: nothing is read meanwhile */
+	TAILQ_ENTRY(broker_session) offer_link;
+	struct core_wire_report report; /* the last one */
+
+	/* requests of ours */
+	uint32_t unanswered;
+	bool silent;            /* one ran out of time and is still unanswered */
+	uint32_t asked_seq;
+	uint32_t asked_target;
+	struct broker_op *asked_op; /* NULL: nobody waits for the answer */
+	uint64_t chosen_by;     /* id of the operation that chose it last */
+
+	/* control */
+	TAILQ_HEAD(, broker_op) ops;
+};
+
+TAILQ_HEAD(broker_session_list, broker_session);
+TAILQ_HEAD(broker_op_list, broker_op);
+
+struct broker {
+	struct broker_config config;
+	int ep;
+	int listen_fd;
+	int signal_fd;
+	int uffd_fd;         /* -1, or /dev/userfaultfd, lent to clients */
+	int64_t overflow_uid;
+	bool stop;
+	bool socket_made;
+	struct stat socket_file; /* then: what it was when we made it */
+	struct broker_session_list sessions, doomed, offers;
+	uint32_t session_count;
+	uint32_t greeting_count;
+	TAILQ_HEAD(, broker_domain) domains;
+	struct broker_op_list ops;  /* in line; the first may be asking */
+	struct broker_op_list delivering;
+	uint32_t op_count;          /* those still being delivered included */
+	uint64_t last_op_id;
+	uint32_t last_request_seq;
+	uint64_t dropped_clients;
+	uint64_t idle_since;        /* BROKER_NEVER: there are sessions */
+	uint64_t accept_again_at;   /* BROKER_NEVER: accepting */
+	uint64_t now;               /* of this round */
+};
+
+/* broker.c: 0 or -errno; run returns when told to stop. */
+int broker_new(struct broker **out, const struct broker_config *config);
+int broker_run(struct broker *b);
+void broker_free(struct broker *b);
+
+/* session.c */
+void broker_session_accept(struct broker *b, int fd);
+void broker_session_event(struct broker_session *s, uint32_t events);
+/* Safe at any moment, any number of times. */
+void broker_session_drop(struct broker_session *s);
+/* For what a well-behaved peer never does: counted, told (error < 0) and logged. */
+void broker_session_refuse(struct broker_session *s, uint32_t seq, int error, const char *text);
+void broker_session_watch(struct broker_session *s);
+
+/* client.c: messages of clients. The packet has passed core_wire_check(). */
+void broker_client_hello(struct broker_session *s, const struct core_wire_hello *hello);
+void broker_client_message(struct broker_session *s, const void *packet, int fd);
+/* Adopt what the first in line offers. */
+void broker_client_adopt_one(struct broker *b);
+
+/* packet.c */
+/* Bytes; 0: the end; -EAGAIN; other -errno: drop. *fd: -1, or a memfd, the caller's. */
+ssize_t broker_packet_receive(struct broker_session *s, void *buf, int *fd);
+/* Takes over owned fds in any case. A peer that lets its queue overflow is dropped. */
+void broker_packet_send(struct broker_session *s, const void *packet, uint32_t bytes,
+			const int *fds, uint32_t nfds, uint32_t owned_fds);
+void broker_packet_send_error(struct broker_session *s, uint32_t seq, int error, const char *text);
+/* 0: all sent or the socket is full; -errno: the peer is lost. */
+int broker_packet_flush(struct broker_session *s);
+void broker_packet_discard(struct broker_session *s);
+
+/* domain.c */
+/* -EDQUOT, -ENOMEM. with_store: make sure that there is one. */
+int broker_domain_get(struct broker *b, const struct sys_peer *peer, const char *name,
+		      bool with_store, struct broker_domain **out);
+void broker_domain_enter(struct broker_domain *d);
+void broker_domain_leave(struct broker *b, struct broker_domain *d);
+/* After a submission: is the quota so nearly used up that a trim is due? */
+void broker_domain_check_room(struct broker *b, struct broker_domain *d);
+/* What is due now; returns when to come again. */
+uint64_t broker_domain_tick(struct broker *b);
+void broker_domain_free_all(struct broker *b);
+
+/* control.c */
+void broker_control_message(struct broker_session *s, const struct core_wire_ctl *ctl);
+void broker_control_answer(struct broker_session *s, uint32_t seq,
+			   const struct core_wire_report *report);
+/* The session goes: as one that was asked, and as one that asks. */
+void broker_control_lost(struct broker_session *s);
+/* There may be room in its queue. */
+void broker_control_deliver(struct broker_session *s);
+uint64_t broker_control_tick(struct broker *b);
+bool broker_control_may_touch(const struct broker_session *asker, uid_t uid);
+
+/* report.c: the broker's own numbers. */
+void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end);
+
+/* undertaker.c */
+bool broker_undertaker_free(void);
+/* Close an fd whose close(2) may wait for somebody else. */
+void broker_undertaker_take(int fd);
+
+/* log.c: one line; after a few of one kind in a short time only their number. */
+enum broker_log_kind {
+	BROKER_LOG_LIFE,
+	BROKER_LOG_REFUSED,
+	BROKER_LOG_QUOTA,
+	BROKER_LOG_SYSTEM,
+	BROKER_LOG_DOMAIN,
+	BROKER_LOG_KINDS,
+};
+void broker_log(enum broker_log_kind kind, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* options.c: 0 go on, 1 done (help, version), -1 wrong. */
+int broker_options(struct broker_config *config, int argc, char **argv);
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What clients say.
+ *
+ * Everything has passed core_wire_check(); what it cannot know is checked here:
+ * ring page numbers, the page size, who may say what and how much.
+ *
+ * The ring is made by the broker and sealed against any change of size, so the
+ * read-only mapping of it can never fault beyond its end (I4). Its pages may
+ * change under our hands; the store copies them first.
+ *
+ * A session with an offer waiting is not read from, so what a client sends after
+ * it keeps its order; one offer of one session is worked off per round, in turn.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "broker/broker.h"
+#include "broker/store_impl.h"
+
+/* Returns the ring's fd, and maps it. */
+static int ring_new(struct broker_session *s)
+{
+	size_t bytes = BROKER_RING_PAGES * sys_page_bytes();
+	int fd = broker_memfd_new("samepage-ring", bytes, 0600);
+	intptr_t map;
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = sys->add_seals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+	if (r < 0) {
+		sys->close(fd);
+		return r;
+	}
+	map = sys->mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+	if (map < 0 && map >= -4095) {
+		sys->close(fd);
+		return (int)map;
+	}
+	s->ring = (const uint8_t *)map;
+	return fd;
+}
+
+static void welcome_fill(const struct broker_session *s, struct core_wire_welcome *w, uint32_t seq)
+{
+	*w = (struct core_wire_welcome){ .broker_pid = (uint32_t)getpid() };
+	core_wire_header_init(&w->h, CORE_WIRE_WELCOME, sizeof(*w), seq);
+}
+
+static void welcome_client(struct broker_session *s, const struct core_wire_hello *hello, int ring)
+{
+	struct broker_domain *d = s->domain;
+	const struct core_index *ix = broker_store_index(d->store);
+	struct core_wire_welcome w;
+	int fds[4] = { broker_store_index_fd(d->store), broker_store_cand_fd(d->store), ring,
+		       s->broker->uffd_fd };
+	uint32_t nfds = 3;
+
+	welcome_fill(s, &w, hello->h.seq);
+	w.ring_pages = BROKER_RING_PAGES;
+	w.index_bytes = core_index_bytes(ix->header->max_slots);
+	w.cand_bytes = core_cand_bytes(s->broker->config.cand_max_pages);
+	w.layout_seed = d->layout_seed;
+	w.generation = ix->header->generation;
+	if ((hello->flags & CORE_WIRE_HELLO_WANT_UFFD) && fds[3] >= 0) {
+		w.flags |= CORE_WIRE_WELCOME_HAS_UFFD;
+		nfds = 4;
+	}
+	broker_packet_send(s, &w, sizeof(w), fds, nfds, 1u << 2);
+}
+
+static void hello_client(struct broker_session *s, const struct core_wire_hello *hello)
+{
+	struct broker_domain *d;
+	int r = broker_domain_get(s->broker, &s->peer, hello->domain, true, &d);
+	int ring;
+
+	if (r < 0) {
+		broker_session_refuse(s, hello->h.seq, r,
+				      r == -EDQUOT ? "too many domains" : "no store for the domain");
+		return;
+	}
+	ring = ring_new(s);
+	if (ring < 0) {
+		broker_session_refuse(s, hello->h.seq, ring, "no memory for the ring");
+		return;
+	}
+	s->domain = d;
+	broker_domain_enter(d);
+	s->state = BROKER_SESSION_CLIENT;
+	s->broker->greeting_count--;
+	welcome_client(s, hello, ring);
+}
+
+static void hello_control(struct broker_session *s, const struct core_wire_hello *hello)
+{
+	struct core_wire_welcome w;
+	struct broker_domain *d = NULL;
+	int r = 0;
+
+	if (hello->domain[0])
+		r = broker_domain_get(s->broker, &s->peer, hello->domain, false, &d);
+	if (r < 0) {
+		broker_session_refuse(s, hello->h.seq, r, "too many domains");
+		return;
+	}
+	s->state = BROKER_SESSION_CONTROL;
+	s->broker->greeting_count--;
+	welcome_fill(s, &w, hello->h.seq);
+	if (d)
+		w.layout_seed = d->layout_seed;
+	if (d && d->store)
+		w.generation = broker_store_index(d->store)->header->generation;
+	broker_packet_send(s, &w, sizeof(w), NULL, 0, 0);
+}
+
+void broker_client_hello(struct broker_session *s, const struct core_wire_hello *hello)
+{
+	if (hello->page_bytes != sys_page_bytes()) {
+		broker_session_refuse(s, hello->h.seq, -EINVAL, "another page size");
+		return;
+	}
+	memcpy(s->comm, hello->comm, sizeof(s->comm));
+	if (hello->role == CORE_WIRE_ROLE_CLIENT)
+		hello_client(s, hello);
+	else
+		hello_control(s, hello);
+}
+
+static void submit(struct broker_session *s, const struct core_wire_submit *m)
+{
+	uint64_t max = s->broker->config.client_max_slots;
+	uint64_t budget = s->new_slots < max ? max - s->new_slots : 0;
+	struct core_wire_slots answer = { .count = m->count };
+
+	for (uint32_t i = 0; i < m->count; i++) {
+		if (m->ring_page[i] >= BROKER_RING_PAGES) {
+			broker_session_refuse(s, m->h.seq, -EINVAL, "no such ring page");
+			return;
+		}
+	}
+	s->new_slots += broker_store_promote(s->domain->store, s->ring, m->ring_page, m->count,
+					     answer.slot, answer.reason, &budget);
+	core_wire_header_init(&answer.h, CORE_WIRE_SLOTS, sizeof(answer), m->h.seq);
+	broker_packet_send(s, &answer, sizeof(answer), NULL, 0, 0);
+	if (s->domain)
+		broker_domain_check_room(s->broker, s->domain);
+}
+
+static void segment_get(struct broker_session *s, const struct core_wire_segment *m)
+{
+	struct core_wire_segment answer = { .segment = m->segment, .slots = BROKER_SEGMENT_SLOTS };
+	int fd = broker_store_segment_fd(s->domain->store, m->segment);
+
+	if (fd < 0) {
+		broker_packet_send_error(s, m->h.seq, fd,
+					 fd == -ENOENT ? "no such segment" : "no file to give");
+		return;
+	}
+	core_wire_header_init(&answer.h, CORE_WIRE_SEGMENT, sizeof(answer), m->h.seq);
+	broker_packet_send(s, &answer, sizeof(answer), &fd, 1, 1);
+}
+
+static void offer(struct broker_session *s, const struct core_wire_segment *m, int fd)
+{
+	struct broker *b = s->broker;
+
+	if (m->slots != BROKER_SEGMENT_SLOTS || s->offered_slots >= b->config.store_max_slots) {
+		sys->close(fd); /* of another build, or more than the store could ever take */
+		return;
+	}
+	s->offered_slots += BROKER_SEGMENT_SLOTS;
+	s->offer_fd = fd;
+	TAILQ_INSERT_TAIL(&b->offers, s, offer_link);
+	broker_session_watch(s);
+}
+
+void broker_client_adopt_one(struct broker *b)
+{
+	struct broker_session *s = TAILQ_FIRST(&b->offers);
+	int r;
+
+	if (!s)
+		return;
+	TAILQ_REMOVE(&b->offers, s, offer_link);
+	r = broker_store_adopt(s->domain->store, s->offer_fd);
+	sys->close(s->offer_fd);
+	s->offer_fd = -1;
+	if (r == 0)
+		broker_log(BROKER_LOG_DOMAIN, "took a segment over from pid %d",
+			   (int)s->peer.pid);
+	if (r == -EINVAL) {
+		broker_session_refuse(s, 0, -EINVAL, "what was offered is no segment");
+		return;
+	}
+	broker_session_watch(s);
+}
+
+void broker_client_message(struct broker_session *s, const void *packet, int fd)
+{
+	const struct core_wire_header *h = packet;
+
+	/* An OFFER without its fd, or an fd with something else. */
+	if ((h->type == CORE_WIRE_OFFER) != (fd >= 0)) {
+		if (fd >= 0)
+			sys->close(fd);
+		broker_session_refuse(s, h->seq, -EPROTO, "a message without its file");
+		return;
+	}
+	switch (h->type) {
+	case CORE_WIRE_SUBMIT:
+		submit(s, packet);
+		break;
+	case CORE_WIRE_SEGMENT_GET:
+		segment_get(s, packet);
+		break;
+	case CORE_WIRE_TAGS:
+		broker_store_tags(s->domain->store, ((const struct core_wire_tags *)packet)->tag,
+				  ((const struct core_wire_tags *)packet)->count);
+		break;
+	case CORE_WIRE_RESULT:
+		broker_control_answer(s, h->seq, &((const struct core_wire_result *)packet)->report);
+		break;
+	case CORE_WIRE_OFFER:
+		offer(s, packet, fd);
+		break;
+	default:
+		broker_session_refuse(s, h->seq, -EPROTO, "not for a client session");
+	}
+}
