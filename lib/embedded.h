@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A link to a store inside this process: no broker, no socket. */
+#ifndef SAMEPAGE_LIB_EMBEDDED_H
+#define SAMEPAGE_LIB_EMBEDDED_H
+
+#include <stdint.h>
+
+struct proc_link;
+
+/* store_bytes 0: a quarter of the memory. -ENOMEM, -EINVAL. */
+int lib_embedded_new(struct proc_link **out, uint64_t store_bytes);
+
+#endif

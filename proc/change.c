@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Undoing: discard (MADV_DONTNEED and its like over memory that may be merged) and
+ * unmerge. Both run on whichever thread asks, under the memory lock.
+ *
+ * What is merged where is asked of the kernel (/proc/self/maps), never of our own
+ * books: the hull only says where asking is worth while (I5, and I1: wrong
+ * bookkeeping can waste memory, it can never corrupt). Descriptors are opened for
+ * the moment only, because this thread shares the program's table.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proc/internal.h"
+
+#define BATCH 32
+
+struct store_vma {
+	uint64_t start, end;
+	int prot;
+};
+
+struct collect {
+	uint64_t start, end;
+	struct store_vma vma[BATCH];
+	unsigned n;
+	uint64_t resume; /* where the next batch begins; 0: none left */
+};
+
+static bool is_store_vma(const struct sys_vma *vma)
+{
+	return !vma->shared && !vma->anonymous &&
+	       proc_mem_is_store_name(vma->name);
+}
+
+static int collect_one(const struct sys_vma *vma, void *arg)
+{
+	struct collect *c = arg;
+
+	if (vma->start >= c->end)
+		return 1;
+	if (vma->end <= c->start || !is_store_vma(vma))
+		return 0;
+	if (c->n == BATCH) {
+		c->resume = vma->start;
+		return 1;
+	}
+	c->vma[c->n].start = vma->start > c->start ? vma->start : c->start;
+	c->vma[c->n].end = vma->end < c->end ? vma->end : c->end;
+	c->vma[c->n].prot = vma->prot;
+	c->n++;
+	return 0;
+}
+
+/*
+ * The next store mappings in [c->start, c->end). On the caller's stack, because
+ * an interposed madvise must not allocate.
+ */
+static int collect_store(struct collect *c)
+{
+	char buf[8192];
+	int err;
+
+	c->n = 0;
+	c->resume = 0;
+	err = sys_maps_each(0, buf, sizeof(buf), collect_one, c);
+	return err < 0 ? err : 0;
+}
+
+/* --- discard -------------------------------------------------------------- */
+
+void proc_mem_reapply_odd(uint64_t start, uint64_t end, uint32_t odd)
+{
+	static const struct {
+		uint32_t bit;
+		int advice;
+	} advice[] = {
+		{ PROC_ODD_DONTFORK, MADV_DONTFORK },     { PROC_ODD_DONTDUMP, MADV_DONTDUMP },
+		{ PROC_ODD_HUGEPAGE, MADV_HUGEPAGE },     { PROC_ODD_NOHUGEPAGE, MADV_NOHUGEPAGE },
+		{ PROC_ODD_MERGEABLE, MADV_MERGEABLE },
+	};
+
+	for (size_t i = 0; i < sizeof(advice) / sizeof(advice[0]); i++)
+		if (odd & advice[i].bit)
+			sys->madvise((void *)start, end - start, advice[i].advice);
+}
+
+static int fresh_anonymous(uint64_t start, uint64_t end, int prot)
+{
+	uint64_t at = start;
+
+	while (at < end) {
+		uint32_t odd = proc_mem_odd(at);
+		uint64_t until = at + sys_page_bytes();
+		int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+		intptr_t p;
+
+		while (until < end && proc_mem_odd(until) == odd)
+			until += sys_page_bytes();
+		if (odd & PROC_ODD_NORESERVE)
+			flags |= MAP_NORESERVE;
+		p = sys->mmap((void *)at, until - at, prot, flags, -1, 0);
+		if (p < 0)
+			return (int)p;
+		proc_mem_reapply_odd(at, until, odd);
+		at = until;
+	}
+	return 0;
+}
+
+/* Plain advice for what lies between store mappings; holes are the kernel's to report. */
+static int plain(uint64_t start, uint64_t end, int advice)
+{
+	if (start >= end)
+		return 0;
+	return sys->madvise((void *)start, end - start, advice);
+}
+
+int proc_mem_discard(uint64_t start, uint64_t end, int advice)
+{
+	struct collect c = { .start = start, .end = end };
+	uint64_t at = start;
+	int err, result = 0;
+
+	do {
+		err = collect_store(&c);
+		if (err < 0)
+			return err == -ENOENT ? -ENOMEM : -EAGAIN;
+		for (unsigned i = 0; i < c.n; i++) {
+			err = plain(at, c.vma[i].start, advice);
+			if (err < 0)
+				result = err;
+			/* A failure here leaves the old bytes: the caller must hear. */
+			err = fresh_anonymous(c.vma[i].start, c.vma[i].end, c.vma[i].prot);
+			if (err < 0)
+				return err;
+			at = c.vma[i].end;
+		}
+		c.start = c.resume;
+	} while (c.resume);
+	err = plain(at, end, advice);
+	return err < 0 ? err : result;
+}
+
+/* --- unmerge -------------------------------------------------------------- */
+
+int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)
+{
+	struct collect c = { .start = start, .end = end };
+	int err, result = 0;
+
+	do {
+		err = collect_store(&c);
+		if (err < 0)
+			return -EAGAIN;
+		for (unsigned i = 0; i < c.n; i++) {
+			uint64_t bytes = c.vma[i].end - c.vma[i].start;
+
+			if (!(c.vma[i].prot & PROT_WRITE)) {
+				result = -EACCES;
+				continue;
+			}
+			/* Breaks sharing without changing a byte (tests/assume/populate). */
+			err = sys->madvise((void *)c.vma[i].start, bytes, MADV_POPULATE_WRITE);
+			if (err == -EINTR)
+				err = sys->madvise((void *)c.vma[i].start, bytes,
+						   MADV_POPULATE_WRITE);
+			if (err < 0) {
+				result = err == -EFAULT ? -EACCES : -ENOMEM;
+				continue;
+			}
+			if (pages)
+				*pages += bytes / sys_page_bytes();
+		}
+		c.start = c.resume;
+	} while (c.resume);
+	return result;
+}
+
+/* --- gaps ----------------------------------------------------------------- */
+
+struct coverage {
+	uint64_t cursor, end;
+};
+
+static int cover(const struct sys_vma *vma, void *arg)
+{
+	struct coverage *c = arg;
+
+	if (vma->end <= c->cursor)
+		return 0;
+	if (vma->start > c->cursor || c->cursor >= c->end)
+		return 1;
+	c->cursor = vma->end;
+	return 0;
+}
+
+bool proc_mem_has_gap(uint64_t start, uint64_t end)
+{
+	struct coverage c = { .cursor = start, .end = end };
+	char buf[8192];
+
+	return sys_maps_each(0, buf, sizeof(buf), cover, &c) >= 0 && c.cursor < end;
+}

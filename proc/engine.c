@@ -1,0 +1,503 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The engine's thread, its mailbox and its life; engine.h has the states.
+ *
+ * Locks, outermost first: call_lock of an engine (a caller holds it from posting
+ * a call to its answer), then the process's memory lock (mem.h). The registry of
+ * engines is guarded by the memory lock; the engine's thread takes only that one.
+ *
+ * The thread's stack is a mapping of our own (glibc puts the thread's control
+ * block at its end), so nothing that the thread touches by itself lies in memory
+ * that could be frozen. It may use libc where nothing is frozen, but does not
+ * call malloc: the program's allocator may be anybody's.
+ */
+#include "proc/engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "core/hash.h"
+#include "proc/internal.h"
+
+#define STACK_BYTES (256u << 10)
+/* SIGURG is ignored by default, so that one that goes astray does no harm. */
+#define WAKE_SIGNAL SIGURG
+#define RECONNECT_FIRST_USEC 250000u
+#define RECONNECT_MOST_USEC 5000000u
+
+static struct proc_engine *registry; /* under the memory lock */
+
+struct proc_engine *proc_engines(void)
+{
+	return registry;
+}
+
+static void registry_add(struct proc_engine *e)
+{
+	struct proc_mem_guard g;
+
+	proc_mem_lock(&g);
+	e->next = registry;
+	registry = e;
+	proc_mem_unlock(&g);
+}
+
+static void registry_remove(struct proc_engine *e)
+{
+	struct proc_mem_guard g;
+
+	proc_mem_lock(&g);
+	for (struct proc_engine **p = &registry; *p; p = &(*p)->next)
+		if (*p == e) {
+			*p = e->next;
+			break;
+		}
+	proc_mem_unlock(&g);
+}
+
+/* --- connection ----------------------------------------------------------- */
+
+void proc_engine_lost_link(struct proc_engine *e)
+{
+	e->link->ops->disconnect(e->link);
+	e->link->connected = false;
+	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
+	e->reconnect_at_usec = sys_now_usec() + e->reconnect_wait_usec;
+}
+
+static int connected(struct proc_engine *e)
+{
+	const struct core_index_header *h = e->link->index.header;
+	uint32_t segments = h->max_slots / h->segment_slots + 1;
+	uint8_t *zero = e->link->ring;
+
+	memset(zero, 0, e->page_bytes);
+	e->zero_hash = core_hash_page(zero, e->page_bytes, h->seed);
+	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
+	/* What an earlier broker gave us goes to this one, then we start afresh:
+	 * slot numbers mean nothing across brokers. */
+	proc_segments_offer(e);
+	return proc_segments_reset(e, segments);
+}
+
+int proc_engine_connect(struct proc_engine *e)
+{
+	bool again = e->segments != NULL;
+	int err;
+
+	if (e->link->connected)
+		return 0;
+	/* A call may have found the connection dead without cleaning up. */
+	e->link->ops->disconnect(e->link);
+	err = e->link->ops->connect(e->link);
+	if (err == 0)
+		err = connected(e);
+	if (err < 0) {
+		e->link->ops->disconnect(e->link);
+		e->reconnect_at_usec = sys_now_usec() + e->reconnect_wait_usec;
+		if (e->reconnect_wait_usec < RECONNECT_MOST_USEC)
+			e->reconnect_wait_usec *= 2;
+		return err;
+	}
+	if (again)
+		e->stats.reconnects++;
+	if (e->uffd < 0)
+		(void)proc_freeze_setup(e);
+	return 0;
+}
+
+/* --- calls ---------------------------------------------------------------- */
+
+static void call_merge(struct proc_engine *e, struct proc_call *call)
+{
+	bool gap = false;
+
+	if (proc_engine_connect(e) < 0) {
+		call->error = -ENOTCONN;
+		return;
+	}
+	proc_pass_range(e, call->start, call->end, PROC_MODE_SYNC, &call->result, &gap);
+	core_result_add(&e->stats.total, &call->result);
+	e->stats.zero_pages += call->result.pages_zeroed;
+	e->stats.merges++;
+	if (!e->link->connected)
+		call->error = -ENOTCONN;
+	else if (gap)
+		call->error = -ENOMEM;
+}
+
+static void call_stats(struct proc_engine *e, struct proc_call *call)
+{
+	call->stats = e->stats;
+	call->stats.pages_sharing = (uint64_t)proc_sharing_pages(e);
+	call->stats.own_bytes = proc_serve_own_bytes(e);
+	if (e->link->connected)
+		call->stats.store_pages = atomic_load(&e->link->index.header->slots_published);
+}
+
+static void take_call(struct proc_engine *e)
+{
+	if (!atomic_exchange(&e->call_posted, 0))
+		return;
+	switch (e->call.kind) {
+	case PROC_CALL_MERGE:
+		call_merge(e, &e->call);
+		break;
+	case PROC_CALL_STATS:
+		call_stats(e, &e->call);
+		break;
+	case PROC_CALL_CONNECT:
+		e->call.error = proc_engine_connect(e);
+		break;
+	case PROC_CALL_NONE:
+		break;
+	}
+	atomic_store(&e->call.done, 1);
+	sys_futex_wake(&e->call.done, 1);
+}
+
+/* --- the thread ----------------------------------------------------------- */
+
+static int open_own(struct proc_engine *e)
+{
+	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = (uintptr_t)e,
+				       .query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA };
+	sigset_t wake;
+
+	sigemptyset(&wake);
+	sigaddset(&wake, WAKE_SIGNAL);
+	e->sigfd = sys->signalfd(-1, &wake);
+	if (e->sigfd < 0)
+		return e->sigfd;
+	e->pagemap_fd = sys->open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC, 0);
+	if (e->pagemap_fd < 0)
+		return e->pagemap_fd;
+	e->maps_fd = sys->open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC, 0);
+	if (e->maps_fd < 0)
+		return e->maps_fd;
+	e->have_procmap_query = sys->procmap_query(e->maps_fd, &q) == 0;
+	return 0;
+}
+
+/*
+ * A descriptor table of our own, empty but for what stands in for stdin, stdout
+ * and stderr: neither must the program's pipes be held open, nor must anything
+ * that is printed by mistake end up in the broker's socket.
+ */
+static int private_table(void)
+{
+	int fd, err;
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+	err = sys->close_range_unshare(3, UINT_MAX); /* reports go to stderr */
+#else
+	err = sys->close_range_unshare(0, UINT_MAX);
+#endif
+	if (err < 0)
+		return err;
+	do {
+		fd = sys->open("/dev/null", O_RDWR | O_CLOEXEC, 0);
+	} while (fd >= 0 && fd < 2);
+	if (fd > 2)
+		sys->close(fd);
+	return fd < 0 ? fd : 0;
+}
+
+static int start(struct proc_engine *e)
+{
+	int err = private_table();
+
+	if (err == 0)
+		err = open_own(e);
+	if (err == 0)
+		err = proc_engine_connect(e);
+	if (err < 0 && e->params.connect_later && e->sigfd >= 0 && e->maps_fd >= 0)
+		err = 0;
+	if (err == 0 && e->uffd < 0)
+		(void)proc_freeze_setup(e); /* without it: NO_FREEZE is counted */
+	return err;
+}
+
+/* Between passes nothing in the working memory is needed: the program can have it. */
+static void rest(struct proc_engine *e)
+{
+	if (!e->work_used)
+		return;
+	sys->madvise(e->work, sizeof(*e->work), MADV_DONTNEED);
+	e->work_used = false;
+}
+
+static void wait_for_work(struct proc_engine *e)
+{
+	struct pollfd fds[2] = { { .fd = e->sigfd, .events = POLLIN },
+				 { .fd = e->link->poll_fd, .events = POLLIN } };
+	uint64_t now = sys_now_usec();
+	int timeout = -1;
+
+	rest(e);
+	/* A shim keeps looking for its broker; a library handle waits to be called. */
+	if (!e->link->connected && e->params.connect_later)
+		timeout = e->reconnect_at_usec <= now
+				  ? 0
+				  : (int)((e->reconnect_at_usec - now) / 1000) + 1;
+	if (sys->poll(fds, 2, timeout) <= 0)
+		return;
+	if (fds[0].revents) {
+		struct signalfd_siginfo_room {
+			char bytes[128];
+		} info;
+
+		while (sys->read(e->sigfd, &info, sizeof(info)) > 0)
+			;
+	}
+}
+
+static void close_own(int *fd)
+{
+	if (*fd >= 0)
+		sys->close(*fd);
+	*fd = -1;
+}
+
+static void teardown(struct proc_engine *e)
+{
+	proc_segments_reset(e, 0);
+	proc_freeze_teardown(e);
+	e->link->ops->disconnect(e->link);
+	close_own(&e->sigfd);
+	close_own(&e->pagemap_fd);
+	close_own(&e->maps_fd);
+}
+
+static void *engine_main(void *arg)
+{
+	struct proc_engine *e = arg;
+	int err;
+
+	e->tid = sys_gettid();
+	proc_mem_engine_starts();
+	err = start(e);
+	e->start_error = err;
+	atomic_store(&e->state, err < 0 ? PROC_DEAD : PROC_IDLE);
+	sys_futex_wake(&e->state, INT_MAX);
+	if (err < 0) {
+		teardown(e);
+		return NULL;
+	}
+	while (atomic_load(&e->state) != PROC_CLOSING) {
+		take_call(e);
+		/* A pass may have found the broker gone: let go of what is left. */
+		if (!e->link->connected && e->link->poll_fd >= 0)
+			proc_engine_lost_link(e);
+		if (!e->link->connected && e->params.connect_later &&
+		    sys_now_usec() >= e->reconnect_at_usec)
+			(void)proc_engine_connect(e);
+		proc_serve(e);
+		if (!atomic_load(&e->call_posted) && atomic_load(&e->state) != PROC_CLOSING)
+			wait_for_work(e);
+	}
+	teardown(e);
+	return NULL;
+}
+
+/* --- birth and death ------------------------------------------------------ */
+
+static int start_thread(struct proc_engine *e)
+{
+	sigset_t saved;
+	pthread_attr_t attr;
+	int err;
+
+	e->sigfd = e->pagemap_fd = e->maps_fd = e->uffd = -1;
+	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
+	e->reconnect_at_usec = 0;
+	e->tags_count = 0;
+	atomic_store(&e->state, PROC_STARTING);
+	atomic_store(&e->call_posted, 0);
+	err = -pthread_attr_init(&attr);
+	if (err)
+		return err;
+	pthread_attr_setstack(&attr, e->stack, e->stack_bytes);
+	/* Inherited by the thread: it never runs a handler of the program. */
+	sys_sigmask_block_all(&saved);
+	err = -pthread_create(&e->thread, &attr, engine_main, e);
+	sys_sigmask_restore(&saved);
+	pthread_attr_destroy(&attr);
+	return err;
+}
+
+static int wait_started(struct proc_engine *e)
+{
+	while (atomic_load(&e->state) == PROC_STARTING)
+		sys_futex_wait(&e->state, PROC_STARTING, -1);
+	if (atomic_load(&e->state) != PROC_DEAD)
+		return 0;
+	pthread_join(e->thread, NULL);
+	return e->start_error;
+}
+
+static void free_memory(struct proc_engine *e)
+{
+	proc_arena_free(e->stack, e->stack_bytes);
+	proc_arena_free(e->work, sizeof(*e->work));
+	proc_arena_free(e, sizeof(*e));
+}
+
+int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params)
+{
+	struct proc_engine *e = proc_arena_alloc(sizeof(*e));
+	int err = -ENOMEM;
+
+	if (!e)
+		return -ENOMEM;
+	e->params = *params;
+	e->link = params->link;
+	e->page_bytes = sys_page_bytes();
+	e->page_shift = (uint32_t)__builtin_ctzll(e->page_bytes);
+	e->stack_bytes = STACK_BYTES;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+	e->stack_bytes *= 8;
+#endif
+	e->work = proc_arena_alloc(sizeof(*e->work));
+	e->stack = proc_arena_alloc(e->stack_bytes);
+	if (!e->work || !e->stack)
+		goto fail;
+	err = start_thread(e);
+	if (err < 0)
+		goto fail;
+	if (!params->connect_later) {
+		err = wait_started(e);
+		if (err < 0)
+			goto fail;
+	}
+	registry_add(e);
+	*out = e;
+	return 0;
+fail:
+	free_memory(e);
+	return err;
+}
+
+static void wake(struct proc_engine *e)
+{
+	/* The thread may not have looked at its tid yet: it looks at the mailbox
+	 * before it first waits. */
+	while (atomic_load(&e->state) == PROC_STARTING)
+		sys_futex_wait(&e->state, PROC_STARTING, -1);
+	sys->tgkill(getpid(), e->tid, WAKE_SIGNAL);
+}
+
+void proc_engine_free(struct proc_engine *e)
+{
+	if (!e)
+		return;
+	registry_remove(e);
+	if (atomic_load(&e->state) == PROC_STARTING)
+		(void)wait_started(e);
+	if (atomic_load(&e->state) == PROC_IDLE) {
+		atomic_store(&e->state, PROC_CLOSING);
+		wake(e);
+		pthread_join(e->thread, NULL);
+	}
+	e->link->ops->free(e->link);
+	free_memory(e);
+}
+
+void proc_link_free(struct proc_link *link)
+{
+	if (link)
+		link->ops->free(link);
+}
+
+/* Post a call and wait for its answer; call_lock held. */
+static int post(struct proc_engine *e, enum proc_call_kind kind)
+{
+	int err;
+
+	if (atomic_load(&e->state) == PROC_DEAD) {
+		err = proc_engine_revive(e);
+		if (err < 0)
+			return err;
+	}
+	e->call.kind = kind;
+	e->call.error = 0;
+	memset(&e->call.result, 0, sizeof(e->call.result));
+	atomic_store(&e->call.done, 0);
+	atomic_store(&e->call_posted, 1);
+	wake(e);
+	while (!atomic_load(&e->call.done))
+		/* Wakes may be lost with the signal (a filter of the program's):
+		 * then the engine is looked after again. */
+		if (sys_futex_wait(&e->call.done, 0, 1000) == -ETIMEDOUT) {
+			if (atomic_load(&e->state) == PROC_DEAD)
+				return e->start_error;
+			if (atomic_load(&e->call_posted))
+				wake(e);
+		}
+	return e->call.error;
+}
+
+int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end,
+		      struct samepage_result *result)
+{
+	int err;
+
+	proc_lock(&e->call_lock);
+	e->call.start = start;
+	e->call.end = end;
+	err = post(e, PROC_CALL_MERGE);
+	if (result)
+		*result = e->call.result;
+	proc_unlock(&e->call_lock);
+	return err;
+}
+
+int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats)
+{
+	int err;
+
+	proc_lock(&e->call_lock);
+	err = post(e, PROC_CALL_STATS);
+	*stats = e->call.stats;
+	proc_unlock(&e->call_lock);
+	return err;
+}
+
+/* --- fork ----------------------------------------------------------------- */
+
+void proc_engine_forked(struct proc_engine *e)
+{
+	/* Only the thread that forked is here. What the engine's thread had open
+	 * was never in this process's table. */
+	atomic_store(&e->call_lock, 0);
+	atomic_store(&e->call_posted, 0);
+	e->link->ops->forget(e->link);
+	proc_segments_forget(e);
+	for (unsigned i = 0; i < 2; i++) {
+		/* Staging is empty while the memory lock is held; the child's copy
+		 * of the area has lost its registration. */
+		if (e->staging[i].base) {
+			size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
+
+			proc_mem_exclude_end(e->staging[i].base, bytes);
+			sys->munmap(e->staging[i].base, bytes);
+		}
+		e->staging[i] = (struct proc_staging){ 0 };
+	}
+	atomic_store(&e->state, PROC_DEAD);
+}
+
+int proc_engine_revive(struct proc_engine *e)
+{
+	int err = start_thread(e);
+
+	if (err < 0) {
+		atomic_store(&e->state, PROC_DEAD);
+		return err;
+	}
+	return e->params.connect_later ? 0 : wait_started(e);
+}

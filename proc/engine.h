@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The engine: one thread per handle that does everything which reads, freezes
+ * or replaces memory.
+ *
+ * Its thread has all signals blocked, its own descriptor table (closed down to
+ * what it needs), its own stack and working memory (excluded from merging), and
+ * makes only raw system calls while anything is frozen. Callers leave a request
+ * in the mailbox, wake it with a thread-directed signal that it reads through a
+ * signalfd, and wait on a futex.
+ *
+ *   idle     waits for the mailbox, the broker's socket, or its reconnect timer
+ *   working  one request; others wait in line
+ *   closing  finishes the request, then ends
+ *   dead     after fork in the child; proc_engine_revive() starts over
+ */
+#ifndef SAMEPAGE_PROC_ENGINE_H
+#define SAMEPAGE_PROC_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/wire.h"
+#include "samepage.h"
+
+struct proc_engine;
+struct proc_link;
+
+/* How an engine reaches its store. Called on the engine's thread only. */
+struct proc_link_ops {
+	/* Fill in the link (index, candidates, ring). 0 or -errno. */
+	int (*connect)(struct proc_link *link);
+	void (*disconnect)(struct proc_link *link);
+	/* As broker_store_promote(); 0 or -ENOTCONN. */
+	int (*submit)(struct proc_link *link, const uint16_t *ring_page, unsigned count,
+		      uint32_t *slot, uint8_t *reason);
+	/* A read-only fd, the caller's; or -errno. */
+	int (*segment)(struct proc_link *link, uint32_t segment);
+	int (*tags)(struct proc_link *link, const uint32_t *tag, unsigned count);
+	/* In a forked child: what the link holds belongs to the parent. */
+	void (*forget)(struct proc_link *link);
+	void (*free)(struct proc_link *link);
+};
+
+struct proc_engine_params {
+	struct proc_link *link;  /* owned by the engine from here on, on success */
+	bool owned_only;         /* passes go over owned ranges (the shim) */
+	bool advised_only;       /* of those, the advised */
+	bool connect_later;      /* start even if there is no broker now (the shim) */
+};
+
+int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params);
+/* Ends the thread, frees everything. Must not be called with requests under way. */
+void proc_engine_free(struct proc_engine *e);
+
+/* Merge a range now. Any thread. As samepage_merge(). */
+int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end,
+		      struct samepage_result *result);
+int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats);
+
+/* For links that no engine took over; NULL is allowed. */
+void proc_link_free(struct proc_link *link);
+
+/* A link to the broker's socket; path NULL: the usual places. */
+int proc_link_broker_new(struct proc_link **out, const char *socket_path, const char *domain);
+
+/* fork(2): see samepage_fork_prepare(). Process-wide, over all engines. */
+void proc_fork_prepare(void);
+void proc_fork_parent(void);
+void proc_fork_child(void);
+/* Install them with pthread_atfork(3), once. */
+int proc_fork_install(void);
+/* Should the child start engine threads at once (the shim), or with the next call? */
+void proc_fork_revive_at_once(bool yes);
+
+#endif

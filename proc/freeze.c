@@ -1,0 +1,630 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Freeze and commit: carry out a chunk's plan (I2, I3).
+ *
+ *   1. under the memory lock: is the range still what was looked at?
+ *   2. register it with our userfaultfd, mode MISSING
+ *   3. UFFDIO_MOVE the planned pages to the staging area; from here on every
+ *      access to them, from user or kernel mode, waits; a page that is pinned for
+ *      DMA or shared by fork does not move and stays as it is
+ *   3b. one call that takes mmap_lock for writing and changes nothing: whoever
+ *      got hold of a page without pinning it (ptrace, /proc/PID/mem) copies with
+ *      that lock held for reading, so this waits until such a copy is over
+ *   4. compare the staged bytes with the slots, byte for byte; what differs goes
+ *      back at once
+ *   5. mmap each run's slots over the hole; zero pages: nothing to map
+ *   6. unregister (the VMAs become one again) and wake the waiters
+ *   7. after the lock: drop the staged copies
+ *
+ * Between 3 and 6 nothing here allocates, takes a lock, or touches memory that
+ * could be frozen: staging, plan and stack are the engine's own.
+ *
+ * A page that was moved out is in the staging area until it is mapped or moved
+ * back; there is no path on which it is dropped before. When the kernel refuses
+ * to take a page back (no memory), we try for as long as it takes: the program
+ * waits, it does not go on with a hole.
+ *
+ * Staging stays registered all the time (UFFDIO_MOVE wants its destination
+ * registered with the same descriptor); the engine reads only pages there that
+ * it moved, so it can never wait for itself.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "core/hash.h"
+#include "proc/internal.h"
+
+struct freeze {
+	struct proc_engine *e;
+	const struct proc_chunk *c;
+	struct samepage_result *res;
+	struct core_plan_page *plan;
+	uint8_t *staged; /* of each page: is it in the staging area? */
+	struct proc_staging *staging;
+	bool remade;           /* a hole got a new anonymous mapping */
+	uint32_t lo, hi; /* planned pages are within [lo, hi) of the chunk */
+};
+
+static uint8_t *page_at(const struct freeze *f, uint32_t i)
+{
+	return (uint8_t *)(f->c->base + ((uint64_t)i << f->e->page_shift));
+}
+
+static uint8_t *stage_at(const struct freeze *f, uint32_t i)
+{
+	return f->staging->base + ((size_t)i << f->e->page_shift);
+}
+
+static size_t bytes_of(const struct freeze *f, uint32_t pages)
+{
+	return (size_t)pages << f->e->page_shift;
+}
+
+static void skip_all(struct freeze *f, enum samepage_reason why)
+{
+	for (uint32_t i = f->lo; i < f->hi; i++)
+		if (f->plan[i].kind != CORE_PLAN_SKIP)
+			proc_plan_skip(&f->plan[i], why);
+}
+
+/* --- staging areas -------------------------------------------------------- */
+
+static struct proc_staging *staging_for(struct proc_engine *e, int prot)
+{
+	struct proc_staging *st = &e->staging[prot & PROT_EXEC ? 1 : 0];
+	size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint8_t *p, *base;
+
+	if (st->base) {
+		if (st->dirty && sys->madvise(st->base, bytes, MADV_DONTNEED) < 0)
+			return NULL;
+		st->dirty = false;
+		return st;
+	}
+	/* Aligned like the chunk, so that a huge page can move whole. */
+	p = (uint8_t *)sys->mmap(NULL, 2 * bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0);
+	if ((intptr_t)p < 0)
+		return NULL;
+	base = (uint8_t *)(((uintptr_t)p + bytes - 1) & ~(uintptr_t)(bytes - 1));
+	if (base > p)
+		sys->munmap(p, (size_t)(base - p));
+	if (p + bytes > base)
+		sys->munmap(base + bytes, (size_t)(p + bytes - base));
+	if (sys->uffd_register(e->uffd, base, bytes, UFFDIO_REGISTER_MODE_MISSING) < 0 ||
+	    proc_mem_exclude(base, bytes) < 0) {
+		sys->munmap(base, bytes);
+		return NULL;
+	}
+	st->base = base;
+	return st;
+}
+
+int proc_freeze_setup(struct proc_engine *e)
+{
+	uint64_t have = 0;
+	int fd = -1, err;
+
+	/* Full ones only: a user-mode-only descriptor lets a read(2) by another
+	 * thread into a frozen page fail, which the program would see. */
+	if (e->link->uffd_dev >= 0)
+		fd = sys->uffd_from_dev(e->link->uffd_dev, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		fd = sys->uffd_open(O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0) {
+		int dev = sys->open("/dev/userfaultfd", O_RDWR | O_CLOEXEC, 0);
+
+		if (dev >= 0) {
+			fd = sys->uffd_from_dev(dev, O_CLOEXEC | O_NONBLOCK);
+			sys->close(dev);
+		}
+	}
+	if (fd < 0)
+		return fd;
+	err = sys->uffd_api(fd, SYS_UFFD_FEATURE_MOVE, &have);
+	if (err < 0 || !(have & SYS_UFFD_FEATURE_MOVE)) {
+		sys->close(fd);
+		return err < 0 ? err : -ENOSYS;
+	}
+	e->uffd = fd;
+	return 0;
+}
+
+void proc_freeze_teardown(struct proc_engine *e)
+{
+	size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
+
+	for (unsigned i = 0; i < 2; i++) {
+		if (!e->staging[i].base)
+			continue;
+		proc_mem_exclude_end(e->staging[i].base, bytes);
+		sys->munmap(e->staging[i].base, bytes);
+		e->staging[i] = (struct proc_staging){ 0 };
+	}
+	if (e->uffd >= 0)
+		sys->close(e->uffd);
+	e->uffd = -1;
+}
+
+/* --- 1: before anything is frozen ----------------------------------------- */
+
+/* Can the slot of this page be had? Fetches its segment. */
+static void fetch_slots(struct freeze *f)
+{
+	for (uint32_t i = f->c->first; i < f->c->end; i++) {
+		uint64_t offset;
+
+		if (f->plan[i].kind != CORE_PLAN_SLOT)
+			continue;
+		if (proc_segments_fd(f->e, f->plan[i].slot, &offset) < 0)
+			proc_plan_skip(&f->plan[i], f->e->link->connected
+							    ? SAMEPAGE_REASON_FAILED
+							    : SAMEPAGE_REASON_NO_BROKER);
+	}
+}
+
+/* Narrow [lo, hi) to what is planned; false: nothing is. */
+static bool narrow(struct freeze *f)
+{
+	f->lo = f->c->first;
+	f->hi = f->c->end;
+	while (f->lo < f->hi && f->plan[f->lo].kind == CORE_PLAN_SKIP)
+		f->lo++;
+	while (f->hi > f->lo && f->plan[f->hi - 1].kind == CORE_PLAN_SKIP)
+		f->hi--;
+	return f->hi > f->lo;
+}
+
+static size_t plan_runs(struct freeze *f)
+{
+	return core_plan_runs(f->plan + f->lo, f->hi - f->lo,
+			      f->e->link->index.header->segment_slots, f->e->work->runs,
+			      PROC_CHUNK_PAGES);
+}
+
+static int run_flags(const struct freeze *f)
+{
+	return MAP_PRIVATE | (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
+}
+
+/* A long run: the mapping that will be moved over the hole, populated. */
+static uint8_t *premap(struct freeze *f, const struct core_plan_run *run)
+{
+	size_t bytes = bytes_of(f, run->pages);
+	uint64_t offset = 0;
+	int fd = proc_segments_fd(f->e, run->slot, &offset);
+	intptr_t p;
+
+	if (fd < 0)
+		return NULL;
+	p = sys->mmap(NULL, bytes, f->c->prot, run_flags(f), fd, (off_t)offset);
+	if (p < 0)
+		return NULL;
+	if (sys->madvise((void *)p, bytes, MADV_POPULATE_READ) < 0) {
+		sys->munmap((void *)p, bytes);
+		return NULL;
+	}
+	return (uint8_t *)p;
+}
+
+/*
+ * Where the slots' bytes can be compared, touched now: a fault taken while
+ * frozen would make everybody wait. Under the memory lock, so that no fork
+ * copies the mappings made here.
+ */
+static void find_bytes(struct freeze *f)
+{
+	struct proc_work *w = f->e->work;
+	uint8_t touched = 0;
+	size_t n = plan_runs(f);
+
+	for (size_t r = 0; r < n; r++) {
+		uint32_t first = f->lo + w->runs[r].first, pages = w->runs[r].pages;
+		uint8_t *long_run = NULL;
+
+		w->premap[first] = NULL;
+		if (w->runs[r].kind != CORE_PLAN_SLOT)
+			continue;
+		if (pages >= PROC_PREMAP_PAGES)
+			long_run = premap(f, &w->runs[r]);
+		w->premap[first] = long_run;
+		w->premap_pages[first] = pages;
+		for (uint32_t k = 0; k < pages; k++) {
+			const uint8_t *at = long_run ? long_run + bytes_of(f, k)
+						     : proc_segments_slot(f->e, w->runs[r].slot + k);
+
+			w->bytes[first + k] = at;
+			if (at)
+				touched |= *(const volatile uint8_t *)at;
+			else
+				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
+		}
+	}
+	(void)touched;
+}
+
+/* I8: give up the runs that the mapping budget has no room for. */
+static void keep_budget(struct freeze *f)
+{
+	struct proc_engine *e = f->e;
+	struct core_plan_run *runs = e->work->runs;
+	size_t n = plan_runs(f);
+
+	if (e->vmas_now + (int64_t)core_plan_vmas_upper(runs, n) + 2 > e->vmas_limit) {
+		/* The estimate only ever grows; look at the truth. */
+		int64_t now = sys_map_count(0, e->work->count_buf, sizeof(e->work->count_buf));
+
+		if (now >= 0)
+			e->vmas_now = now;
+	}
+	for (size_t r = 0; r < n; r++) {
+		if (runs[r].kind != CORE_PLAN_SLOT)
+			continue;
+		if (e->vmas_now + 2 + 2 <= e->vmas_limit) {
+			e->vmas_now += 2;
+			continue;
+		}
+		for (uint32_t i = 0; i < runs[r].pages; i++)
+			proc_plan_skip(&f->plan[f->lo + runs[r].first + i],
+				       SAMEPAGE_REASON_MAP_COUNT);
+	}
+}
+
+/* Lock held. Is [lo, hi) still one anonymous mapping with this protection, ours to merge? */
+static bool still_ours(struct freeze *f)
+{
+	struct proc_engine *e = f->e;
+	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
+	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = start };
+	uint64_t want = (f->c->prot & PROT_EXEC ? SYS_PROCMAP_QUERY_VMA_EXECUTABLE : 0) |
+			SYS_PROCMAP_QUERY_VMA_READABLE | SYS_PROCMAP_QUERY_VMA_WRITABLE;
+
+	if (e->params.owned_only && !proc_mem_is_owned(start, end)) {
+		skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
+		return false;
+	}
+	if (proc_mem_is_stale(start, end)) {
+		skip_all(f, SAMEPAGE_REASON_CHANGED);
+		return false;
+	}
+	if (!e->have_procmap_query)
+		return true;
+	if (sys->procmap_query(e->maps_fd, &q) < 0 || q.vma_start > start || q.vma_end < end ||
+	    q.inode || (q.vma_flags & 0xf) != want) {
+		skip_all(f, SAMEPAGE_REASON_VANISHED);
+		return false;
+	}
+	return true;
+}
+
+/* --- 3: out to staging ---------------------------------------------------- */
+
+/* Why did the kernel not move this page? */
+static enum samepage_reason move_reason(struct freeze *f, uint32_t i, int err)
+{
+	uint64_t entry = 0;
+	off_t at = (off_t)(((uintptr_t)page_at(f, i) >> f->e->page_shift) * sizeof(entry));
+
+	switch (err) {
+	case -ENOENT:
+	case -EFAULT:
+		return SAMEPAGE_REASON_VANISHED;
+	case -ENOMEM:
+		return SAMEPAGE_REASON_NO_MEMORY;
+	case -EBUSY:
+		/* Not exclusively ours, or pinned: bit 56 of pagemap tells which. */
+		if (sys->pread(f->e->pagemap_fd, &entry, sizeof(entry), at) == sizeof(entry) &&
+		    !(entry >> 56 & 1))
+			return SAMEPAGE_REASON_FORK_SHARED;
+		return SAMEPAGE_REASON_PINNED;
+	case -EAGAIN:
+		return SAMEPAGE_REASON_PINNED;
+	default:
+		return SAMEPAGE_REASON_FAILED;
+	}
+}
+
+static void stage(struct freeze *f)
+{
+	uint32_t i = f->lo;
+
+	while (i < f->hi) {
+		uint32_t n = 0, done;
+		size_t moved = 0;
+		int err;
+
+		if (f->plan[i].kind == CORE_PLAN_SKIP) {
+			i++;
+			continue;
+		}
+		while (i + n < f->hi && f->plan[i + n].kind != CORE_PLAN_SKIP)
+			n++;
+		err = sys->uffd_move(f->e->uffd, stage_at(f, i), page_at(f, i), bytes_of(f, n),
+				     &moved);
+		done = (uint32_t)(moved >> f->e->page_shift);
+		memset(f->staged + i, 1, done);
+		i += done;
+		if (err < 0 && done < n) {
+			proc_plan_skip(&f->plan[i], move_reason(f, i, err));
+			i++;
+		}
+	}
+}
+
+/* Step 3b. MADV_DOFORK on memory that is not DONTFORK is that call. */
+static void wait_for_unpinned(struct freeze *f)
+{
+	sys->madvise(stage_at(f, f->lo), f->e->page_bytes, MADV_DOFORK);
+}
+
+/* --- back from staging ---------------------------------------------------- */
+
+static void pause_a_moment(void)
+{
+	static _Atomic uint32_t never;
+
+	sys_futex_wait(&never, 0, 1);
+}
+
+/*
+ * Give the hole a mapping like the one it had. how: MAP_FIXED or
+ * MAP_FIXED_NOREPLACE. Once it is there it gets registered, however long that
+ * takes: the pages can only be moved into a registered mapping.
+ */
+static int remake(struct freeze *f, uint32_t i, uint32_t n, int how)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | how |
+		    (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
+	intptr_t p = sys->mmap(page_at(f, i), bytes_of(f, n), f->c->prot, flags, -1, 0);
+
+	if (p < 0)
+		return (int)p;
+	f->remade = true;
+	proc_mem_reapply_odd((uintptr_t)page_at(f, i), (uintptr_t)page_at(f, i + n), f->c->odd);
+	while (sys->uffd_register(f->e->uffd, page_at(f, i), bytes_of(f, n),
+				  UFFDIO_REGISTER_MODE_MISSING) < 0)
+		pause_a_moment();
+	return 0;
+}
+
+/*
+ * Move staged pages [i, i + n) back to where they came from. Does not return
+ * before they are back, unless somebody else's mapping is there now (a broken
+ * promise of the caller: then there is nothing to put them back into).
+ */
+static void put_back(struct freeze *f, uint32_t i, uint32_t n)
+{
+	uint32_t end = i + n;
+
+	while (i < end) {
+		size_t moved = 0, copied = 0;
+		int err = sys->uffd_move(f->e->uffd, page_at(f, i), stage_at(f, i),
+					 bytes_of(f, end - i), &moved);
+		uint32_t done = (uint32_t)(moved >> f->e->page_shift);
+
+		memset(f->staged + i, 0, done);
+		i += done;
+		if (i == end || err == 0)
+			continue;
+		/* A mapping that we made ourselves can come populated (MCL_FUTURE). */
+		if (err == -EEXIST && f->remade)
+			memcpy(page_at(f, i), stage_at(f, i), f->e->page_bytes);
+		if (err != -EEXIST)
+			err = sys->uffd_copy(f->e->uffd, page_at(f, i), stage_at(f, i),
+					     f->e->page_bytes, &copied);
+		if (err == 0 || err == -EEXIST || err == -ENOENT) {
+			f->staged[i] = 0;
+			i++;
+			continue;
+		}
+		pause_a_moment();
+	}
+}
+
+/*
+ * A run could not be mapped: its pages go home. replace: the slots are mapped
+ * there already and have to make way. Otherwise the old mapping should still be
+ * there, but Linux before 6.12 unmaps first and may fail afterwards: then there
+ * is a hole, and NOREPLACE fills exactly that.
+ */
+static void undo_run(struct freeze *f, uint32_t i, uint32_t n, bool replace,
+		     enum samepage_reason why)
+{
+	int how = replace ? MAP_FIXED : MAP_FIXED_NOREPLACE;
+	int err;
+
+	while ((err = remake(f, i, n, how)) < 0 && err != -EEXIST)
+		pause_a_moment();
+	put_back(f, i, n);
+	for (uint32_t k = i; k < i + n; k++)
+		proc_plan_skip(&f->plan[k], why);
+}
+
+/* --- 4: byte for byte ----------------------------------------------------- */
+
+static bool same_as_planned(struct freeze *f, uint32_t i)
+{
+	if (f->plan[i].kind == CORE_PLAN_ZERO)
+		return core_page_is_zero(stage_at(f, i), f->e->page_bytes);
+	return memcmp(stage_at(f, i), f->e->work->bytes[i], f->e->page_bytes) == 0;
+}
+
+static void verify(struct freeze *f)
+{
+	uint32_t i = f->lo;
+
+	while (i < f->hi) {
+		uint32_t n = 0;
+
+		if (!f->staged[i] || same_as_planned(f, i)) {
+			i++;
+			continue;
+		}
+		while (i + n < f->hi && f->staged[i + n] && !same_as_planned(f, i + n)) {
+			proc_plan_skip(&f->plan[i + n], SAMEPAGE_REASON_CHANGED);
+			n++;
+		}
+		put_back(f, i, n);
+		i += n;
+	}
+}
+
+/* --- 5: map --------------------------------------------------------------- */
+
+static int map_run(struct freeze *f, const struct core_plan_run *run, uint32_t first)
+{
+	struct proc_work *w = f->e->work;
+	size_t bytes = bytes_of(f, run->pages);
+	uint64_t offset = 0;
+	intptr_t p;
+	int fd;
+
+	/* Still the run that it was made for? */
+	if (w->premap[first] && w->premap_pages[first] == run->pages) {
+		p = sys->mremap(w->premap[first], bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+				page_at(f, first));
+		if (p >= 0)
+			w->premap[first] = NULL;
+		return p < 0 ? (int)p : 0;
+	}
+	fd = proc_segments_fd(f->e, run->slot, &offset);
+	if (fd < 0)
+		return fd;
+	p = sys->mmap(page_at(f, first), bytes, f->c->prot, run_flags(f) | MAP_FIXED, fd,
+		      (off_t)offset);
+	return p < 0 ? (int)p : 0;
+}
+
+/* The advice that a file mapping can carry and a program would miss. */
+static int keep_advice(struct freeze *f, uint32_t first, uint32_t pages)
+{
+	int err = 0;
+
+	if (f->c->odd & PROC_ODD_DONTFORK)
+		err = sys->madvise(page_at(f, first), bytes_of(f, pages), MADV_DONTFORK);
+	if (err == 0 && (f->c->odd & PROC_ODD_DONTDUMP))
+		err = sys->madvise(page_at(f, first), bytes_of(f, pages), MADV_DONTDUMP);
+	return err;
+}
+
+static void map_runs(struct freeze *f)
+{
+	struct core_plan_run *runs = f->e->work->runs;
+	size_t n = plan_runs(f);
+
+	for (size_t r = 0; r < n; r++) {
+		uint32_t first = f->lo + runs[r].first;
+		int err;
+
+		if (runs[r].kind != CORE_PLAN_SLOT)
+			continue;
+		err = map_run(f, &runs[r], first);
+		if (err < 0) {
+			undo_run(f, first, runs[r].pages, false,
+				 err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY : SAMEPAGE_REASON_FAILED);
+			continue;
+		}
+		if (f->c->odd && keep_advice(f, first, runs[r].pages) < 0) {
+			undo_run(f, first, runs[r].pages, true, SAMEPAGE_REASON_NO_MEMORY);
+			continue;
+		}
+		f->res->runs++;
+	}
+}
+
+/* --- 6 and 7: let go ------------------------------------------------------ */
+
+static void thaw(struct freeze *f)
+{
+	uint8_t *start = page_at(f, f->lo);
+	size_t bytes = bytes_of(f, f->hi - f->lo);
+	int err;
+
+	/* A range that stays registered would make the program wait for ever. */
+	while ((err = sys->uffd_unregister(f->e->uffd, start, bytes)) < 0) {
+		if (err == -EINVAL) {
+			/* Somebody broke the promise and mapped something else there. */
+			for (uint32_t i = f->lo; i < f->hi; i++)
+				sys->uffd_unregister(f->e->uffd, page_at(f, i), f->e->page_bytes);
+			break;
+		}
+		pause_a_moment();
+	}
+	for (int tries = 0; tries < 100 && sys->uffd_wake(f->e->uffd, start, bytes) < 0; tries++)
+		pause_a_moment();
+}
+
+/* Long runs that came to nothing, wholly or in part. */
+static void drop_premaps(struct freeze *f)
+{
+	struct proc_work *w = f->e->work;
+
+	for (uint32_t i = f->lo; i < f->hi; i++) {
+		if (!w->premap[i])
+			continue;
+		sys->munmap(w->premap[i], bytes_of(f, w->premap_pages[i]));
+		w->premap[i] = NULL;
+	}
+}
+
+static void drop_staged(struct freeze *f)
+{
+	/* One call over all of it: what was not staged is not there. */
+	if (sys->madvise(stage_at(f, f->lo), bytes_of(f, f->hi - f->lo), MADV_DONTNEED) < 0)
+		f->staging->dirty = true;
+}
+
+/* Lock held. Everything between the first and the last moment of a freeze. */
+static void freeze_map_thaw(struct freeze *f)
+{
+	uint64_t since = sys_now_usec();
+	int err = sys->uffd_register(f->e->uffd, page_at(f, f->lo), bytes_of(f, f->hi - f->lo),
+				     UFFDIO_REGISTER_MODE_MISSING);
+
+	if (err < 0) {
+		skip_all(f, err == -EBUSY    ? SAMEPAGE_REASON_UFFD_BUSY
+			    : err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY
+					     : SAMEPAGE_REASON_FAILED);
+		return;
+	}
+	stage(f);
+	wait_for_unpinned(f);
+	verify(f);
+	map_runs(f);
+	thaw(f);
+	f->res->frozen_usec += sys_now_usec() - since;
+}
+
+void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
+			struct samepage_result *res)
+{
+	struct freeze f = { .e = e, .c = c, .res = res, .plan = e->work->plan,
+			    .staged = e->work->staged };
+
+	memset(f.staged, 0, PROC_CHUNK_PAGES);
+	fetch_slots(&f);
+	if (!narrow(&f))
+		return;
+	keep_budget(&f);
+	f.staging = staging_for(e, c->prot);
+	if (!f.staging) {
+		skip_all(&f, SAMEPAGE_REASON_NO_MEMORY);
+		return;
+	}
+	proc_mem_lock_engine();
+	if (!still_ours(&f)) {
+		proc_mem_unlock_engine();
+		return;
+	}
+	memset(e->work->premap, 0, sizeof(e->work->premap));
+	find_bytes(&f);
+	/* Noted first: a hull that says too much is safe. */
+	(void)proc_mem_note_merged((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi),
+				   c->odd);
+	freeze_map_thaw(&f);
+	drop_premaps(&f);
+	proc_mem_unlock_engine();
+	drop_staged(&f);
+}

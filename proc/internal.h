@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of this room share. See engine.h and mem.h for the theory. */
+#ifndef SAMEPAGE_PROC_INTERNAL_H
+#define SAMEPAGE_PROC_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/candidates.h"
+#include "core/index.h"
+#include "core/plan.h"
+#include "core/reason.h"
+#include "core/wire.h"
+#include "proc/engine.h"
+#include "proc/mem.h"
+#include "sys/maps.h"
+#include "sys/sys.h"
+
+/*
+ * A chunk is what is looked at, planned and frozen together: one huge page's
+ * worth where a page is 4 KiB, so that a huge page moves to staging and back
+ * whole.
+ */
+#define PROC_CHUNK_PAGES 512u
+/*
+ * Runs from this length on are mapped elsewhere first, populated, compared
+ * through that mapping and moved over the hole: cheaper by 0.2 us a page, and the
+ * program's first read takes no fault. Shorter ones cost more that way (measured:
+ * 1.0 against 0.5 us at runs of 8, 0.2 against 0.4 at 64).
+ */
+#define PROC_PREMAP_PAGES 32u
+/* Read, hashed, looked up and submitted together, while in the L2 cache. */
+#define PROC_READ_PAGES 64u
+#define PROC_OWNED_MAX 512u
+#define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
+#define PROC_STORE_PREFIX "/memfd:samepage-store"
+
+/* How the engine reaches the store; the fields are filled in by connect(). */
+struct proc_link {
+	const struct proc_link_ops *ops;
+	bool connected;
+	struct core_index index;
+	struct core_cand cand;
+	uint8_t *ring; /* PROC_READ_PAGES pages */
+	int poll_fd;   /* readable when the broker wants something, or -1 */
+	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */
+};
+
+enum proc_mode {
+	PROC_MODE_LOOK,      /* report fingerprints, merge nothing */
+	PROC_MODE_CANDIDATE, /* promote what was seen twice */
+	PROC_MODE_SYNC,      /* promote at once */
+};
+
+/* A segment of the store, as this client holds it. */
+struct proc_segment {
+	int fd; /* -1: not fetched */
+	const uint8_t *map; /* read-only, for comparisons; NULL: not mapped */
+};
+
+/* One protection's staging area (UFFDIO_MOVE wants equal access flags). */
+struct proc_staging {
+	uint8_t *base; /* PROC_CHUNK_PAGES pages, aligned to the chunk's size */
+	bool dirty;    /* a drop failed: try again before the next use */
+};
+
+/* Working memory of the engine's thread: own mapping, excluded from merging. */
+struct proc_work {
+	struct sys_page_region regions[PROC_CHUNK_PAGES];
+	struct core_range owned[PROC_OWNED_MAX];
+	struct core_plan_page plan[PROC_CHUNK_PAGES];
+	struct core_plan_run runs[PROC_CHUNK_PAGES];
+	uint32_t tag[PROC_CHUNK_PAGES];
+	const uint8_t *bytes[PROC_CHUNK_PAGES]; /* the slot that a planned page shall map */
+	uint8_t staged[PROC_CHUNK_PAGES];
+	uint8_t *premap[PROC_CHUNK_PAGES]; /* of a run's first page: mapped beforehand */
+	uint32_t premap_pages[PROC_CHUNK_PAGES];
+	uint16_t miss[PROC_READ_PAGES];
+	uint16_t ring_page[PROC_READ_PAGES];
+	uint32_t miss_slot[PROC_READ_PAGES];
+	uint8_t miss_reason[PROC_READ_PAGES];
+	uint32_t tags_out[CORE_WIRE_TAGS_MAX];
+	char maps_buf[65536];
+	char count_buf[16384]; /* for a walk inside a walk */
+	uint8_t packet[CORE_WIRE_BYTES_MAX];
+};
+
+enum proc_call_kind {
+	PROC_CALL_NONE,
+	PROC_CALL_MERGE,
+	PROC_CALL_STATS,
+	PROC_CALL_CONNECT, /* connect now, say how it went */
+};
+
+/* The mailbox: one call at a time, guarded by call_lock. */
+struct proc_call {
+	enum proc_call_kind kind;
+	uint64_t start, end;
+	struct samepage_result result;
+	struct samepage_stats stats;
+	int error;
+	_Atomic uint32_t done; /* futex: 1 when the answer is there */
+};
+
+enum proc_state { PROC_STARTING, PROC_IDLE, PROC_CLOSING, PROC_DEAD };
+
+struct proc_engine {
+	struct proc_engine_params params;
+	struct proc_engine *next; /* registry, under the memory lock */
+
+	_Atomic uint32_t state;     /* enum proc_state; futex while STARTING */
+	_Atomic uint32_t call_lock; /* futex mutex over `call` */
+	_Atomic uint32_t call_posted;
+	struct proc_call call;
+	pthread_t thread;
+	pid_t tid;
+	int start_error;
+	uint8_t *stack; /* of the thread: own mapping with a guard page */
+	size_t stack_bytes;
+
+	/* All below: the engine's thread only. */
+	struct proc_link *link;
+	struct proc_work *work;
+	bool work_used;
+	int sigfd;
+	int uffd; /* -1: no freeze is possible here */
+	int pagemap_fd;
+	int maps_fd; /* for PROCMAP_QUERY */
+	bool have_procmap_query;
+	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */
+	struct proc_segment *segments;
+	uint32_t segments_count;
+	size_t segments_bytes; /* of each */
+	uint32_t page_shift;
+	uint64_t page_bytes;
+	uint64_t zero_hash;
+	uint64_t reconnect_at_usec;
+	uint64_t reconnect_wait_usec;
+	uint32_t tags_count;   /* in work->tags_out */
+	int64_t vmas_limit;    /* I8 */
+	int64_t vmas_now;      /* upper estimate during a pass */
+	struct samepage_stats stats;
+	struct samepage_result last;
+};
+
+/* arena.c: memory of our own, excluded from merging */
+void *proc_arena_alloc(size_t bytes);
+void proc_arena_free(void *ptr, size_t bytes);
+
+/* futex mutex (lock.c) */
+void proc_lock(_Atomic uint32_t *word);
+void proc_unlock(_Atomic uint32_t *word);
+
+/* segments.c */
+int proc_segments_reset(struct proc_engine *e, uint32_t count);
+const uint8_t *proc_segments_slot(struct proc_engine *e, uint32_t slot); /* NULL: not to be had */
+void proc_segments_unmap(struct proc_engine *e); /* at the end of a pass */
+int proc_segments_fd(struct proc_engine *e, uint32_t slot, uint64_t *offset);
+void proc_segments_forget(struct proc_engine *e); /* in a forked child: they are not ours */
+void proc_segments_offer(struct proc_engine *e);  /* to a new broker, then close all */
+void proc_segments_trim(struct proc_engine *e);   /* close those without a mapping */
+
+/* pass.c: merge [start, end) of this process; *gap: part of it was not mapped */
+void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum proc_mode mode,
+		     struct samepage_result *res, bool *gap);
+/* All that the handle may merge on its own. */
+void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res);
+uint64_t proc_pass_count_present(struct proc_engine *e, uint64_t start, uint64_t end);
+int proc_pass_flush_tags(struct proc_engine *e);
+
+/* look.c: fill work->plan for a chunk; false: nothing in it is to be frozen.
+ * Whoever changes a decision later writes it into the plan; pass.c counts from
+ * there when the chunk is done, so that every page is counted once (I9). */
+struct proc_chunk {
+	uint64_t base;  /* address of plan[0], aligned to the chunk's size */
+	uint32_t first; /* pages [first, end) of it are looked at */
+	uint32_t end;
+	int prot;
+	uint32_t odd;
+	enum proc_mode mode;
+};
+bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res);
+static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason why)
+{
+	p->kind = CORE_PLAN_SKIP;
+	p->reason = why;
+}
+
+/* freeze.c: carry out work->plan */
+void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
+			struct samepage_result *res);
+int proc_freeze_setup(struct proc_engine *e);
+void proc_freeze_teardown(struct proc_engine *e);
+
+/* serve.c: one message of the broker */
+void proc_serve(struct proc_engine *e);
+void proc_serve_report(struct proc_engine *e, struct core_wire_report *report);
+int64_t proc_sharing_pages(struct proc_engine *e);
+void proc_engine_lost_link(struct proc_engine *e);
+int proc_engine_connect(struct proc_engine *e);
+
+uint64_t proc_serve_own_bytes(struct proc_engine *e);
+
+/* link_broker.c */
+int proc_link_broker_recv(struct proc_link *link, void *packet, size_t room);
+int proc_link_broker_send(struct proc_link *link, const void *packet, size_t bytes);
+int proc_link_broker_offer(struct proc_link *link, int fd);
+bool proc_link_is_broker(const struct proc_link *link);
+
+/* engine.c */
+void proc_engine_forked(struct proc_engine *e); /* in the child, lock held */
+int proc_engine_revive(struct proc_engine *e);
+struct proc_engine *proc_engines(void); /* registry head, lock held */
+
+#endif

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The link to a broker: one SOCK_SEQPACKET connection, used by the engine's
+ * thread alone.
+ *
+ * Questions (SUBMIT, SEGMENT_GET) wait for the answer that carries their number;
+ * what the broker asks meanwhile (REQUEST, TRIM) is kept until the engine is back
+ * in its loop: one REQUEST at a time is all that the broker sends, and TRIM needs
+ * no counting. Anything else out of turn ends the connection.
+ *
+ * A lost connection is noticed by whatever call comes next; the link is then
+ * disconnected and the engine decides when to try again (I6).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <stdio.h>
+
+#include "core/domain.h"
+#include "proc/internal.h"
+#include "sys/paths.h"
+
+/* A broker that does not answer is as good as dead; its own work is bounded. */
+#define ANSWER_MSEC 30000
+
+struct broker_link {
+	struct proc_link link;
+	char path[SYS_PATH_BYTES]; /* "" : the usual places */
+	char domain[CORE_WIRE_NAME_BYTES];
+	int fd;
+	uint32_t seq;
+	void *index_map;
+	size_t index_bytes;
+	void *cand_map;
+	size_t cand_bytes;
+	size_t ring_bytes;
+	bool held; /* a REQUEST that came while we waited for an answer */
+	struct core_wire_request held_request;
+	bool held_trim;
+	uint8_t in[CORE_WIRE_BYTES_MAX];
+	union {
+		struct core_wire_submit submit;
+		struct core_wire_tags tags;
+	} out;
+};
+
+static struct broker_link *of(struct proc_link *link)
+{
+	return (struct broker_link *)link;
+}
+
+static void unmap(void *map, size_t bytes)
+{
+	if (map)
+		sys->munmap(map, bytes);
+}
+
+static void link_disconnect(struct proc_link *link)
+{
+	struct broker_link *b = of(link);
+
+	unmap(b->index_map, b->index_bytes);
+	unmap(b->cand_map, b->cand_bytes);
+	unmap(link->ring, b->ring_bytes);
+	b->index_map = b->cand_map = NULL;
+	link->ring = NULL;
+	if (b->fd >= 0)
+		sys->close(b->fd);
+	if (link->uffd_dev >= 0)
+		sys->close(link->uffd_dev);
+	b->fd = link->poll_fd = link->uffd_dev = -1;
+	b->held = b->held_trim = false;
+	link->connected = false;
+}
+
+int proc_link_broker_send(struct proc_link *link, const void *packet, size_t bytes)
+{
+	ssize_t n = sys->send_msg(of(link)->fd, packet, bytes, NULL, 0, 0);
+
+	return n == (ssize_t)bytes ? 0 : -ENOTCONN;
+}
+
+/*
+ * One packet into in[]; fds, if any are allowed for its type, to the caller.
+ * 0, -EAGAIN (nothing within the time), -ENOTCONN.
+ */
+static int receive(struct broker_link *b, int *fds, unsigned *nfds, int timeout_msec)
+{
+	struct pollfd p = { .fd = b->fd, .events = POLLIN };
+	const struct core_wire_header *h = (const void *)b->in;
+	unsigned min, max, got = CORE_WIRE_FDS_MAX;
+	int here[CORE_WIRE_FDS_MAX];
+	ssize_t n;
+	int ready;
+
+	do {
+		ready = sys->poll(&p, 1, timeout_msec);
+	} while (ready == -EINTR);
+	if (ready == 0)
+		return -EAGAIN;
+	n = ready < 0 ? -ENOTCONN
+		      : sys->recv_msg(b->fd, b->in, sizeof(b->in), here, &got, 0);
+	if (n <= 0)
+		return -ENOTCONN;
+	if (core_wire_check(b->in, (size_t)n, 0) == 0) {
+		core_wire_fds(h->type, &min, &max);
+		if (got >= min && got <= max && (!got || fds)) {
+			for (unsigned i = 0; i < got; i++)
+				fds[i] = here[i];
+			if (nfds)
+				*nfds = got;
+			return 0;
+		}
+	}
+	for (unsigned i = 0; i < got; i++)
+		sys->close(here[i]);
+	return -ENOTCONN;
+}
+
+/* Wait for the answer to question seq; other packets are kept or refused. */
+static int answer(struct broker_link *b, uint32_t seq, int *fds, unsigned *nfds)
+{
+	const struct core_wire_header *h = (const void *)b->in;
+
+	for (;;) {
+		int err = receive(b, fds, nfds, ANSWER_MSEC);
+
+		if (err < 0)
+			return -ENOTCONN;
+		if (h->type == CORE_WIRE_REQUEST && !b->held) {
+			b->held = true;
+			memcpy(&b->held_request, b->in, sizeof(b->held_request));
+		} else if (h->type == CORE_WIRE_TRIM) {
+			b->held_trim = true;
+		} else if (h->seq == seq) {
+			return 0;
+		} else {
+			return -ENOTCONN;
+		}
+	}
+}
+
+/* The next thing that the broker asks for: bytes, 0 for nothing, -ENOTCONN. */
+int proc_link_broker_recv(struct proc_link *link, void *packet, size_t room)
+{
+	struct broker_link *b = of(link);
+	const struct core_wire_header *h = (const void *)b->in;
+	int err;
+
+	if (b->held_trim) {
+		b->held_trim = false;
+		core_wire_header_init(packet, CORE_WIRE_TRIM, sizeof(struct core_wire_header), 0);
+		return sizeof(struct core_wire_header);
+	}
+	if (b->held) {
+		b->held = false;
+		memcpy(packet, &b->held_request, sizeof(b->held_request));
+		return sizeof(b->held_request);
+	}
+	err = receive(b, NULL, NULL, 0);
+	if (err == -EAGAIN)
+		return 0;
+	if (err < 0 || h->bytes > room)
+		return -ENOTCONN;
+	memcpy(packet, b->in, h->bytes);
+	return (int)h->bytes;
+}
+
+/* --- connecting ----------------------------------------------------------- */
+
+static int hello(struct broker_link *b)
+{
+	struct core_wire_hello m = { .role = CORE_WIRE_ROLE_CLIENT,
+				     .page_bytes = (uint32_t)sys_page_bytes(),
+				     .flags = CORE_WIRE_HELLO_WANT_UFFD };
+	int fd;
+
+	core_wire_header_init(&m.h, CORE_WIRE_HELLO, sizeof(m), ++b->seq);
+	memcpy(m.domain, b->domain, sizeof(m.domain));
+	fd = sys->open("/proc/self/comm", O_RDONLY | O_CLOEXEC, 0);
+	if (fd >= 0) {
+		ssize_t n = sys->read(fd, m.comm, sizeof(m.comm) - 1);
+
+		m.comm[n > 0 ? n - 1 : 0] = '\0'; /* without the newline */
+		sys->close(fd);
+	}
+	return proc_link_broker_send(&b->link, &m, sizeof(m));
+}
+
+static void *map_shared(int fd, size_t bytes, int prot)
+{
+	intptr_t p = sys->mmap(NULL, bytes, prot, MAP_SHARED, fd, 0);
+
+	if (p < 0)
+		return NULL;
+	/* A forked child has no business with the parent's ring. */
+	if (sys->madvise((void *)p, bytes, MADV_DONTFORK) < 0) {
+		sys->munmap((void *)p, bytes);
+		return NULL;
+	}
+	return (void *)p;
+}
+
+static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsigned nfds)
+{
+	const struct core_wire_welcome *w = (const void *)b->in;
+	const size_t page = sys_page_bytes();
+
+	if (nfds < 3 || w->ring_pages < PROC_READ_PAGES)
+		return -EPROTO;
+	b->index_bytes = w->index_bytes;
+	b->cand_bytes = w->cand_bytes;
+	b->ring_bytes = PROC_READ_PAGES * page;
+	b->index_map = map_shared(fds[0], b->index_bytes, PROT_READ);
+	b->cand_map = map_shared(fds[1], b->cand_bytes, PROT_READ);
+	b->link.ring = map_shared(fds[2], b->ring_bytes, PROT_READ | PROT_WRITE);
+	if (!b->index_map || !b->cand_map || !b->link.ring)
+		return -ENOMEM;
+	if (core_index_attach(&b->link.index, b->index_map, b->index_bytes, (uint32_t)page) < 0 ||
+	    core_cand_attach(&b->link.cand, b->cand_map, b->cand_bytes) < 0)
+		return -EPROTO;
+	if (nfds > 3) {
+		b->link.uffd_dev = fds[3];
+		fds[3] = -1;
+	}
+	return 0;
+}
+
+static int welcome(struct broker_link *b)
+{
+	const struct core_wire_header *h = (const void *)b->in;
+	int fds[CORE_WIRE_FDS_MAX] = { -1, -1, -1, -1 };
+	unsigned nfds = 0;
+	int err = answer(b, b->seq, fds, &nfds);
+
+	if (err < 0)
+		return -EPROTO;
+	if (h->type == CORE_WIRE_ERROR)
+		err = ((const struct core_wire_error *)h)->error;
+	else if (h->type == CORE_WIRE_WELCOME)
+		err = take_welcome(b, fds, nfds);
+	else
+		err = -EPROTO;
+	for (unsigned i = 0; i < nfds; i++)
+		if (fds[i] >= 0)
+			sys->close(fds[i]);
+	return err;
+}
+
+static int link_connect(struct proc_link *link)
+{
+	struct broker_link *b = of(link);
+	int err;
+
+	if (link->connected)
+		return 0;
+	b->fd = sys_broker_connect(b->path[0] ? b->path : NULL, NULL);
+	if (b->fd < 0)
+		return b->fd;
+	err = hello(b);
+	if (err == 0)
+		err = welcome(b);
+	if (err < 0) {
+		link_disconnect(link);
+		return err;
+	}
+	link->connected = true;
+	link->poll_fd = b->fd;
+	return 0;
+}
+
+/* --- questions ------------------------------------------------------------ */
+
+static int link_submit(struct proc_link *link, const uint16_t *ring_page, unsigned count,
+		       uint32_t *slot, uint8_t *reason)
+{
+	struct broker_link *b = of(link);
+	struct core_wire_submit *m = &b->out.submit;
+	const struct core_wire_slots *r = (const void *)b->in;
+	size_t bytes = core_wire_bytes(CORE_WIRE_SUBMIT, count);
+
+	core_wire_header_init(&m->h, CORE_WIRE_SUBMIT, (uint32_t)bytes, ++b->seq);
+	m->count = count;
+	m->reserved = 0;
+	memcpy(m->ring_page, ring_page, count * sizeof(*ring_page));
+	if (proc_link_broker_send(link, m, bytes) < 0 || answer(b, b->seq, NULL, NULL) < 0 ||
+	    r->h.type != CORE_WIRE_SLOTS || r->count != count) {
+		link->connected = false;
+		return -ENOTCONN;
+	}
+	memcpy(slot, r->slot, count * sizeof(*slot));
+	memcpy(reason, r->reason, count);
+	return 0;
+}
+
+static int link_segment(struct proc_link *link, uint32_t segment)
+{
+	struct broker_link *b = of(link);
+	const struct core_wire_header *h = (const void *)b->in;
+	struct core_wire_segment m = { .segment = segment };
+	int fds[CORE_WIRE_FDS_MAX];
+	unsigned nfds = 0;
+
+	if (!link->connected)
+		return -ENOTCONN;
+	core_wire_header_init(&m.h, CORE_WIRE_SEGMENT_GET, sizeof(m), ++b->seq);
+	if (proc_link_broker_send(link, &m, sizeof(m)) < 0 || answer(b, b->seq, fds, &nfds) < 0) {
+		link->connected = false;
+		return -ENOTCONN;
+	}
+	if (h->type == CORE_WIRE_ERROR)
+		return ((const struct core_wire_error *)h)->error;
+	if (h->type == CORE_WIRE_SEGMENT && nfds == 1)
+		return fds[0];
+	link->connected = false;
+	for (unsigned i = 0; i < nfds; i++)
+		sys->close(fds[i]);
+	return -ENOTCONN;
+}
+
+static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	struct broker_link *b = of(link);
+	struct core_wire_tags *m = &b->out.tags;
+	size_t bytes = core_wire_bytes(CORE_WIRE_TAGS, count);
+
+	core_wire_header_init(&m->h, CORE_WIRE_TAGS, (uint32_t)bytes, ++b->seq);
+	m->count = count;
+	m->reserved = 0;
+	memcpy(m->tag, tag, count * sizeof(*tag));
+	if (proc_link_broker_send(link, m, bytes) == 0)
+		return 0;
+	link->connected = false;
+	return -ENOTCONN;
+}
+
+int proc_link_broker_offer(struct proc_link *link, int fd)
+{
+	struct broker_link *b = of(link);
+	struct core_wire_segment m = { .slots = link->index.header->segment_slots };
+
+	if (!proc_link_is_broker(link))
+		return 0;
+	core_wire_header_init(&m.h, CORE_WIRE_OFFER, sizeof(m), ++b->seq);
+	return sys->send_msg(b->fd, &m, sizeof(m), &fd, 1, 0) == sizeof(m) ? 0 : -ENOTCONN;
+}
+
+static void link_forget(struct proc_link *link)
+{
+	struct broker_link *b = of(link);
+
+	/* None of the descriptors is in this process's table, none of the mappings
+	 * in its address space (DONTFORK). */
+	b->fd = link->poll_fd = link->uffd_dev = -1;
+	b->index_map = b->cand_map = NULL;
+	link->ring = NULL;
+	b->held = b->held_trim = false;
+	link->connected = false;
+}
+
+static void link_free(struct proc_link *link)
+{
+	link_disconnect(link);
+	proc_arena_free(of(link), sizeof(struct broker_link));
+}
+
+static const struct proc_link_ops broker_ops = {
+	.connect = link_connect,
+	.disconnect = link_disconnect,
+	.submit = link_submit,
+	.segment = link_segment,
+	.tags = link_tags,
+	.forget = link_forget,
+	.free = link_free,
+};
+
+bool proc_link_is_broker(const struct proc_link *link)
+{
+	return link->ops == &broker_ops;
+}
+
+int proc_link_broker_new(struct proc_link **out, const char *socket_path, const char *domain)
+{
+	struct broker_link *b;
+
+	if (!domain)
+		domain = "default";
+	if (!core_domain_name_valid(domain))
+		return -EINVAL;
+	if (socket_path && strlen(socket_path) >= SYS_PATH_BYTES)
+		return -ENAMETOOLONG;
+	b = proc_arena_alloc(sizeof(*b));
+	if (!b)
+		return -ENOMEM;
+	b->link.ops = &broker_ops;
+	b->link.poll_fd = b->link.uffd_dev = b->fd = -1;
+	if (socket_path)
+		snprintf(b->path, sizeof(b->path), "%s", socket_path);
+	snprintf(b->domain, sizeof(b->domain), "%s", domain);
+	*out = &b->link;
+	return 0;
+}

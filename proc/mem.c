@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The range sets and their lock; mem.h has the theory.
+ *
+ * Which way each set errs when memory for it runs out: owned forgets, stale and
+ * hull become "everything". All three errors cost merging, none costs data.
+ */
+#include "proc/mem.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proc/internal.h"
+
+/* Innermost lock of the process; see mem.h for who takes it. */
+static _Atomic uint32_t mem_lock_word;
+static _Atomic int forking_tid; /* who holds it across a fork, or 0 */
+
+static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
+
+#define EMPTY_SET { .realloc = sets_realloc }
+static struct core_rangeset owned = EMPTY_SET;
+static struct core_rangeset hull = EMPTY_SET;
+static struct core_rangeset stale = EMPTY_SET;
+static bool hull_everything;
+static bool stale_everything;
+static uint64_t sets_bytes;
+static void (*before_pass)(void);
+
+/* Ours: arenas, stacks, staging. A handful per handle. */
+#define EXCLUDED_MAX 256
+static struct {
+	uint64_t start, end;
+} excluded[EXCLUDED_MAX];
+static unsigned excluded_count;
+static _Atomic uint32_t excluded_lock;
+
+extern char __bss_start[] __attribute__((visibility("hidden")));
+extern char _end[] __attribute__((visibility("hidden")));
+
+static uint64_t page_down(uint64_t addr)
+{
+	return addr & ~(uint64_t)(sys_page_bytes() - 1);
+}
+
+static uint64_t page_up(uint64_t addr)
+{
+	return page_down(addr + sys_page_bytes() - 1);
+}
+
+/* Straight from the kernel, page-rounded; never through an interposed call. */
+static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
+{
+	size_t old_len = page_up(old_bytes), new_len = page_up(new_bytes);
+	intptr_t p;
+
+	if (ptr && new_len == old_len)
+		return ptr;
+	if (new_bytes == 0) {
+		if (ptr)
+			sys->munmap(ptr, old_len);
+		sets_bytes -= old_len;
+		return NULL;
+	}
+	if (ptr)
+		p = sys->mremap(ptr, old_len, new_len, MREMAP_MAYMOVE, NULL);
+	else
+		p = sys->mmap(NULL, new_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			      -1, 0);
+	if (p < 0)
+		return NULL;
+	sets_bytes += new_len - old_len;
+	return (void *)p;
+}
+
+/* --- the lock ------------------------------------------------------------- */
+
+void proc_mem_lock(struct proc_mem_guard *guard)
+{
+	int forking = atomic_load(&forking_tid);
+
+	guard->nested = forking && forking == sys_gettid();
+	if (guard->nested)
+		return;
+	sys_sigmask_block_all(&guard->saved);
+	proc_lock(&mem_lock_word);
+}
+
+void proc_mem_unlock(const struct proc_mem_guard *guard)
+{
+	sigset_t saved = guard->saved;
+
+	if (guard->nested)
+		return;
+	proc_unlock(&mem_lock_word);
+	sys_sigmask_restore(&saved);
+}
+
+/*
+ * glibc's setuid() and its like send SIGSETXID to every thread and wait until all
+ * have answered; the engine's must, too, or the program hangs. Its handler reads
+ * memory of the program, so not while anything is frozen.
+ */
+#define SIGSETXID 33
+
+static void engine_sigmask(bool answer_setxid)
+{
+	sigset_t set;
+
+	/* libc's functions know nothing of this number. */
+	memset(&set, 0xff, sizeof(set));
+	if (answer_setxid)
+		((unsigned char *)&set)[(SIGSETXID - 1) / 8] &=
+			(unsigned char)~(1u << (SIGSETXID - 1) % 8);
+	sys_sigmask_restore(&set);
+}
+
+void proc_mem_engine_starts(void)
+{
+	engine_sigmask(true);
+}
+
+void proc_mem_lock_engine(void)
+{
+	engine_sigmask(false);
+	proc_lock(&mem_lock_word);
+}
+
+void proc_mem_unlock_engine(void)
+{
+	proc_unlock(&mem_lock_word);
+	engine_sigmask(true);
+}
+
+void proc_mem_lock_forking(int tid)
+{
+	atomic_store(&forking_tid, tid);
+}
+
+void proc_mem_lock_reinit(void)
+{
+	atomic_store(&forking_tid, 0);
+	atomic_store(&mem_lock_word, 0);
+	atomic_store(&excluded_lock, 0);
+}
+
+/* --- owned ---------------------------------------------------------------- */
+
+void proc_mem_own(uint64_t start, uint64_t end, uint32_t attr)
+{
+	proc_mem_release(start, end);
+	/* No memory for it: not owned, hence not merged. */
+	(void)core_rangeset_add(&owned, page_down(start), page_up(end), attr);
+}
+
+void proc_mem_adopt(uint64_t start, uint64_t end, uint32_t attr)
+{
+	(void)core_rangeset_add(&owned, page_down(start), page_up(end), attr);
+}
+
+bool proc_mem_is_store_name(const char *name)
+{
+	return strncmp(name, PROC_STORE_PREFIX, sizeof(PROC_STORE_PREFIX) - 1) == 0;
+}
+
+void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
+{
+	uint64_t at = page_down(start);
+
+	end = page_up(end);
+	for (;;) {
+		const struct core_range *r = core_rangeset_find(&owned, at);
+		uint64_t lo, hi;
+		uint32_t attr;
+
+		if (at >= end || !r || r->start >= end)
+			return;
+		lo = r->start > at ? r->start : at;
+		hi = r->end < end ? r->end : end;
+		attr = (r->attr | set) & ~clear;
+		if (attr != r->attr && core_rangeset_add(&owned, lo, hi, attr) < 0)
+			core_rangeset_remove_or_forget(&owned, lo, hi);
+		at = hi;
+	}
+}
+
+void proc_mem_disown(uint64_t start, uint64_t end)
+{
+	core_rangeset_remove_or_forget(&owned, page_down(start), page_up(end));
+}
+
+void proc_mem_release(uint64_t start, uint64_t end)
+{
+	start = page_down(start);
+	end = page_up(end);
+	core_rangeset_remove_or_forget(&owned, start, end);
+	/* Staying in the hull is safe: discarding asks the kernel what is there. */
+	(void)core_rangeset_remove(&hull, start, end);
+	/* What a pass read about this range no longer holds. */
+	proc_mem_touched(start, end);
+}
+
+/* Copy what is known of [from, from + bytes) to another place. */
+static void copy_ranges(struct core_rangeset *rs, uint64_t from, uint64_t bytes, uint64_t to,
+			bool *everything)
+{
+	uint64_t at = from;
+
+	while (at < from + bytes) {
+		const struct core_range *r = core_rangeset_find(rs, at);
+		struct core_range c;
+
+		if (!r || r->start >= from + bytes)
+			return;
+		c = *r;
+		if (c.start < at)
+			c.start = at;
+		if (c.end > from + bytes)
+			c.end = from + bytes;
+		if (core_rangeset_add(rs, c.start - from + to, c.end - from + to, c.attr) < 0 &&
+		    everything)
+			*everything = true;
+		at = c.end;
+	}
+}
+
+void proc_mem_moved(uint64_t old_start, uint64_t old_bytes, uint64_t new_start, uint64_t new_bytes)
+{
+	uint64_t common;
+	bool was_owned;
+	uint32_t attr = 0;
+	const struct core_range *r;
+
+	old_bytes = page_up(old_bytes);
+	new_bytes = page_up(new_bytes);
+	common = old_bytes < new_bytes ? old_bytes : new_bytes;
+	r = core_rangeset_find(&owned, old_start);
+	was_owned = core_rangeset_covers(&owned, old_start, old_start + old_bytes);
+	if (r)
+		attr = r->attr;
+	if (new_start != old_start) {
+		/* The kernel refuses overlapping old and new. */
+		proc_mem_release(new_start, new_start + new_bytes);
+		copy_ranges(&hull, old_start, common, new_start, &hull_everything);
+		copy_ranges(&owned, old_start, common, new_start, NULL);
+		proc_mem_release(old_start, old_start + old_bytes);
+	} else if (new_bytes < old_bytes) {
+		proc_mem_release(old_start + new_bytes, old_start + old_bytes);
+	}
+	/* The grown part belongs to the same mapping. */
+	if (was_owned && new_bytes > old_bytes &&
+	    core_rangeset_add(&owned, new_start + old_bytes, new_start + new_bytes, attr) < 0)
+		return;
+	proc_mem_touched(new_start, new_start + new_bytes);
+}
+
+bool proc_mem_is_owned(uint64_t start, uint64_t end)
+{
+	return core_rangeset_covers(&owned, start, end);
+}
+
+size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)
+{
+	size_t n = 0;
+
+	for (uint64_t at = from; n < max;) {
+		const struct core_range *r = core_rangeset_find(&owned, at);
+
+		if (!r)
+			break;
+		out[n] = *r;
+		if (out[n].start < from)
+			out[n].start = from;
+		at = r->end;
+		n++;
+	}
+	return n;
+}
+
+/* --- stale ---------------------------------------------------------------- */
+
+void proc_mem_touched(uint64_t start, uint64_t end)
+{
+	if (!stale_everything &&
+	    core_rangeset_add(&stale, page_down(start), page_up(end), 0) == -ENOMEM)
+		stale_everything = true;
+}
+
+bool proc_mem_is_stale(uint64_t start, uint64_t end)
+{
+	return stale_everything || core_rangeset_intersects(&stale, start, end);
+}
+
+void proc_mem_set_before_pass(void (*fn)(void))
+{
+	before_pass = fn;
+}
+
+void proc_mem_pass_begins(void)
+{
+	core_rangeset_free(&stale);
+	core_rangeset_init(&stale, sets_realloc);
+	stale_everything = false;
+	if (before_pass)
+		before_pass();
+}
+
+/* --- hull ----------------------------------------------------------------- */
+
+bool proc_mem_maybe_merged(uint64_t start, uint64_t end)
+{
+	return hull_everything ||
+	       core_rangeset_intersects(&hull, page_down(start), page_up(end));
+}
+
+int proc_mem_note_merged(uint64_t start, uint64_t end, uint32_t odd)
+{
+	int err = core_rangeset_add(&hull, start, end, odd);
+
+	if (err == -ENOMEM)
+		hull_everything = true;
+	return err;
+}
+
+uint32_t proc_mem_odd(uint64_t addr)
+{
+	const struct core_range *r = core_rangeset_find(&hull, addr);
+
+	return r && r->start <= addr ? r->attr : 0;
+}
+
+void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
+{
+	uint64_t at = page_down(start);
+
+	end = page_up(end);
+	for (;;) {
+		const struct core_range *r = core_rangeset_find(&hull, at);
+		uint64_t lo, hi;
+		uint32_t attr;
+
+		if (at >= end || !r || r->start >= end)
+			return;
+		lo = r->start > at ? r->start : at;
+		hi = r->end < end ? r->end : end;
+		attr = (r->attr | set) & ~clear;
+		/* No memory: the range comes back without the advice. */
+		if (attr != r->attr)
+			(void)core_rangeset_add(&hull, lo, hi, attr);
+		at = hi;
+	}
+}
+
+uint64_t proc_mem_own_bytes(void)
+{
+	return sets_bytes;
+}
+
+/* --- excluded ------------------------------------------------------------- */
+
+int proc_mem_exclude(const void *addr, size_t bytes)
+{
+	int err = -ENOMEM;
+
+	proc_lock(&excluded_lock);
+	if (excluded_count < EXCLUDED_MAX) {
+		excluded[excluded_count].start = page_down((uintptr_t)addr);
+		excluded[excluded_count].end = page_up((uintptr_t)addr + bytes);
+		excluded_count++;
+		err = 0;
+	}
+	proc_unlock(&excluded_lock);
+	return err;
+}
+
+void proc_mem_exclude_end(const void *addr, size_t bytes)
+{
+	uint64_t start = page_down((uintptr_t)addr), end = page_up((uintptr_t)addr + bytes);
+
+	proc_lock(&excluded_lock);
+	for (unsigned i = 0; i < excluded_count; i++)
+		if (excluded[i].start == start && excluded[i].end == end) {
+			excluded[i] = excluded[--excluded_count];
+			break;
+		}
+	proc_unlock(&excluded_lock);
+}
+
+/* Keep the lower of the overlapping ranges in *ex_start, *ex_end. */
+static void first_overlap(uint64_t start, uint64_t end, uint64_t lo, uint64_t hi,
+			  uint64_t *ex_start, uint64_t *ex_end)
+{
+	if (start < hi && lo < end && lo < *ex_start) {
+		*ex_start = lo;
+		*ex_end = hi;
+	}
+}
+
+bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_t *ex_end)
+{
+	*ex_start = UINT64_MAX;
+	*ex_end = UINT64_MAX;
+	proc_lock(&excluded_lock);
+	for (unsigned i = 0; i < excluded_count; i++)
+		first_overlap(start, end, excluded[i].start, excluded[i].end, ex_start, ex_end);
+	proc_unlock(&excluded_lock);
+	first_overlap(start, end, page_down((uintptr_t)__bss_start), page_up((uintptr_t)_end),
+		      ex_start, ex_end);
+	return *ex_start != UINT64_MAX;
+}

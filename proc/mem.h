@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What this process knows about its own memory, and the lock that keeps it true.
+ *
+ * Three range sets, one per process, whoever opened however many handles:
+ *
+ *   owned   memory whose creation we saw and whose release we would see; only
+ *           this is merged in the background. Forgetting a range is safe.
+ *   hull    where something may be merged: a superset, with the odd VMA flags
+ *           (enum proc_odd) that fresh anonymous memory needs to get again.
+ *           Forgetting a range is NOT safe; an addition that finds no memory
+ *           makes the whole address space "may be merged".
+ *   stale   protection or advice changed since the pass under way read the VMA
+ *           flags: that pass leaves it alone.
+ *
+ * The lock (one, process-wide; innermost: nothing else is ever taken while it is
+ * held) is held by the engine from the moment before a freeze until the frozen
+ * pages are mapped again, and by every interposed call that creates, releases or
+ * changes mappings, around the system call itself. So no range changes hands in
+ * the middle of a commit. A holder never touches memory that could be frozen:
+ * while the engine holds it nothing else does, and the others freeze nothing.
+ *
+ * Program threads take it with all signals blocked (a handler that calls mmap
+ * would deadlock otherwise). fork takes it too (proc/fork.h).
+ */
+#ifndef SAMEPAGE_PROC_MEM_H
+#define SAMEPAGE_PROC_MEM_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/rangeset.h"
+
+enum proc_own {
+	PROC_OWN_ADVISED = 1u << 0, /* the program asked for merging (MADV_MERGEABLE) */
+	PROC_OWN_HEAP = 1u << 1,
+};
+
+enum proc_odd {
+	PROC_ODD_DONTFORK = 1u << 0,
+	PROC_ODD_DONTDUMP = 1u << 1,
+	PROC_ODD_HUGEPAGE = 1u << 2,
+	PROC_ODD_NOHUGEPAGE = 1u << 3,
+	PROC_ODD_NORESERVE = 1u << 4,
+	PROC_ODD_MERGEABLE = 1u << 5,
+};
+
+struct proc_mem_guard {
+	sigset_t saved;
+	bool nested; /* the thread that forks has it already */
+};
+
+/*
+ * For program threads. Not recursive, but for the thread that proc_fork_prepare()
+ * made the holder: other programs' fork handlers may map and unmap memory.
+ */
+void proc_mem_lock(struct proc_mem_guard *guard);
+void proc_mem_unlock(const struct proc_mem_guard *guard);
+/*
+ * For the engine's thread, which has all signals blocked for good, but for the one
+ * with which libc's setuid() asks every thread: that one only while it holds the
+ * lock. engine_starts sets its mask so.
+ */
+void proc_mem_engine_starts(void);
+void proc_mem_lock_engine(void);
+void proc_mem_unlock_engine(void);
+/* The lock now belongs to thread tid, which forks (0: to nobody). */
+void proc_mem_lock_forking(int tid);
+/* In a forked child, whoever held it: free again. Sets stay as they are. */
+void proc_mem_lock_reinit(void);
+
+/* All below: lock held. Addresses are rounded outwards to pages. */
+
+/* New memory, created by a call that we saw; replaces what was known there. */
+void proc_mem_own(uint64_t start, uint64_t end, uint32_t attr);
+/* Memory that was there before and may be merged: owned from now on. */
+void proc_mem_adopt(uint64_t start, uint64_t end, uint32_t attr);
+/* Add bits to / take bits from the attributes of what is owned in the range. */
+void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clear);
+/* Unmapped, or mapped over with something else: not owned, nothing merged there. */
+void proc_mem_release(uint64_t start, uint64_t end);
+/* No longer owned, but mapped and possibly merged as before. */
+void proc_mem_disown(uint64_t start, uint64_t end);
+/* mremap moved or resized: knowledge moves along; call after it succeeded. */
+void proc_mem_moved(uint64_t old_start, uint64_t old_bytes, uint64_t new_start, uint64_t new_bytes);
+/* Protection, advice or the like changed there. */
+void proc_mem_touched(uint64_t start, uint64_t end);
+
+bool proc_mem_maybe_merged(uint64_t start, uint64_t end);
+bool proc_mem_is_owned(uint64_t start, uint64_t end); /* all of it */
+bool proc_mem_is_stale(uint64_t start, uint64_t end); /* any of it */
+/* Copy owned ranges (start ascending) from `from` on; how many, at most max. */
+size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max);
+
+/* Engine: before mappings are made. -ENOMEM: hull became "everything". */
+int proc_mem_note_merged(uint64_t start, uint64_t end, uint32_t odd);
+/* Is this name from /proc/PID/maps that of a segment of a store? */
+bool proc_mem_is_store_name(const char *name);
+/* Give a mapping the advice that its odd flags stand for. */
+void proc_mem_reapply_odd(uint64_t start, uint64_t end, uint32_t odd);
+/* Odd flags recorded for the address (0 if none). */
+uint32_t proc_mem_odd(uint64_t addr);
+/* A program's advice changed the odd flags of possibly merged memory. */
+void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear);
+void proc_mem_pass_begins(void); /* clears stale; calls the hook below */
+/* Called with the lock held before each pass: the shim brings `owned` up to date
+ * with what moves without a call that it sees (libc's own brk). */
+void proc_mem_set_before_pass(void (*fn)(void));
+
+uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
+
+/*
+ * samepage's own memory, never to be merged or frozen: arenas, stacks, staging.
+ * Static memory of the library is excluded without being named.
+ */
+int proc_mem_exclude(const void *addr, size_t bytes);
+void proc_mem_exclude_end(const void *addr, size_t bytes);
+/* The first excluded range that overlaps [start, end), if any. */
+bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_t *ex_end);
+
+/*
+ * What MADV_DONTNEED does, for memory that may be merged: store mappings become
+ * fresh anonymous memory with the protection and odd flags that they had, the
+ * rest gets madvise(advice). Lock held; any thread. 0 or -errno as madvise(2).
+ */
+#define PROC_DISCARD_ADVICE 4 /* MADV_DONTNEED */
+int proc_mem_discard(uint64_t start, uint64_t end, int advice);
+/* Private copies of everything merged in the range. Lock held; any thread.
+ * 0, -ENOMEM, -EACCES (a mapping is not writable now). *pages counts. */
+int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages);
+/* Is part of the range not mapped? */
+bool proc_mem_has_gap(uint64_t start, uint64_t end);
+
+#endif
