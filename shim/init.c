@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Start: the constructor of libsamepage-preload.so.
+ *
+ *   AT_SECURE set       nothing at all (the loader would hardly have taken us)
+ *   always otherwise    the stack limit that the launcher raised goes back (layout.c)
+ *   SAMEPAGE_OFF=1      nothing more
+ *   else                an engine that looks for its broker later, then the
+ *                       handlers are switched on, fork handlers, the heap
+ *
+ * SAMEPAGE_DOMAIN, SAMEPAGE_SOCKET   as samepage_open()
+ * SAMEPAGE_SCOPE                     "all" (default): everything owned; "advised":
+ *                                    what the program asked MADV_MERGEABLE for
+ * SAMEPAGE_FAULT                     sys/fault.h
+ * SAMEPAGE_VERBOSE                   a line on stderr when there will be no merging
+ *
+ * Handlers are on before the engine runs, so that its first pass finds the sets in
+ * order. Memory that was there before us is not owned, except the heap. LD_PRELOAD
+ * stays in the environment: children are clients too. Nothing here may fail the
+ * program: what goes wrong leaves it running unmerged.
+ */
+#include "shim/shim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+
+#include "proc/engine.h"
+#include "proc/mem.h"
+#include "sys/fault.h"
+#include "sys/raw.h"
+#include "sys/sys.h"
+
+static struct proc_engine *engine;
+
+static void complain(const char *what, int err)
+{
+	char text[160];
+	int n;
+
+	if (!getenv("SAMEPAGE_VERBOSE"))
+		return;
+	n = snprintf(text, sizeof(text), "samepage: %s (%s), running unmerged\n", what,
+		     strerrordesc_np(-err));
+	if (n > 0)
+		sys_raw(SYS_write, 2, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
+}
+
+static int start_engine(void)
+{
+	const char *domain = getenv("SAMEPAGE_DOMAIN"), *scope = getenv("SAMEPAGE_SCOPE");
+	struct proc_engine_params params = { .owned_only = true, .connect_later = true };
+	int ret;
+
+	if (scope && strcmp(scope, "advised") == 0)
+		params.advised_only = true;
+	else if (scope && *scope && strcmp(scope, "all") != 0)
+		return -EINVAL;
+	ret = proc_link_broker_new(&params.link, getenv("SAMEPAGE_SOCKET"),
+				   domain && *domain ? domain : "default");
+	if (ret < 0)
+		return ret;
+	ret = proc_engine_new(&engine, &params);
+	if (ret < 0)
+		proc_link_free(params.link);
+	return ret;
+}
+
+static void start(void)
+{
+	int ret = sys_fault_from_env();
+
+	if (ret < 0) {
+		complain("SAMEPAGE_FAULT", ret);
+		return;
+	}
+	proc_mem_set_before_pass(shim_heap_refresh);
+	proc_fork_revive_at_once(true);
+	ret = proc_fork_install();
+	if (ret < 0) {
+		complain("fork handlers", ret);
+		return;
+	}
+	atomic_store_explicit(&shim_ready, true, memory_order_release);
+	ret = start_engine();
+	if (ret < 0) {
+		atomic_store_explicit(&shim_ready, false, memory_order_release);
+		complain("no engine", ret);
+		return;
+	}
+	shim_heap_start();
+}
+
+__attribute__((constructor)) static void shim_start(void)
+{
+	const char *off = getenv("SAMEPAGE_OFF");
+	int saved = errno;
+
+	if (getauxval(AT_SECURE))
+		return;
+	shim_real();
+	shim_layout_start();
+	if (!off || strcmp(off, "1") != 0)
+		start();
+	errno = saved;
+}

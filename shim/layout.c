@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One address layout for all replicas: the soft stack limit at the moment of an
+ * exec decides where the kernel puts mmap_base, and `samepage run --layout shared`
+ * (with address randomisation off) chooses it per domain.
+ *
+ *   SAMEPAGE_STACK_LIMIT    the soft limit that the program is to see, in bytes or
+ *                           "unlimited"; our constructor puts it back
+ *   SAMEPAGE_LAYOUT_STACK   the raised one, in bytes
+ *
+ * Both stay in the environment. A program that starts another one through us gets
+ * the limit raised just before the exec, but only if the new program will put it
+ * back: its environment must carry both, LD_PRELOAD, and no SAMEPAGE_OFF. A soft
+ * limit that the program changed meanwhile (ulimit -s) is passed on in a changed
+ * copy of SAMEPAGE_STACK_LIMIT.
+ *
+ *   exec*          raised in the process that execs, put back if the exec fails. In
+ *                  a child of vfork or fork the limit is the child's own
+ *   posix_spawn*   the exec happens inside libc, in a child that copies the parent's
+ *                  limits: raised in the parent for the time of the call. Other
+ *                  threads that look at the limit meanwhile see it raised, and a
+ *                  child that they fork in that window keeps it. With several
+ *                  calls under way the first raises it and the last puts it back;
+ *                  a changed limit is then not passed on
+ *   system, popen, execl*   inside libc: that one program gets no shared layout,
+ *                  what it starts in turn does
+ *
+ * No malloc: these run in children of vfork.
+ */
+#include "shim/shim.h"
+
+#include <alloca.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proc/mem.h"
+#include "sys/raw.h"
+#include "sys/sys.h"
+
+#define LIMIT_NAME "SAMEPAGE_STACK_LIMIT="
+#define RAISED_NAME "SAMEPAGE_LAYOUT_STACK="
+/* A larger environment gets no shared layout: the copy has to fit on the stack. */
+#define ENVIRONMENT_MAX 1024
+/* What glibc takes for a thread's stack when the limit is unlimited. */
+#define UNLIMITED_THREAD_STACK_BYTES (2u << 20)
+
+struct shim_layout shim_layout;
+
+static unsigned spawning; /* calls of posix_spawn under way; memory lock */
+static rlim_t spawn_before;
+
+static int get_limit(struct rlimit *limit)
+{
+	return (int)sys_raw(SYS_prlimit64, 0, RLIMIT_STACK, NULL, limit);
+}
+
+static int set_soft(rlim_t soft, rlim_t hard)
+{
+	struct rlimit limit = { soft, hard };
+
+	return (int)sys_raw(SYS_prlimit64, 0, RLIMIT_STACK, &limit, NULL);
+}
+
+/* --- start ---------------------------------------------------------------- */
+
+static bool parse_limit(const char *text, rlim_t *value)
+{
+	char *end;
+
+	if (!text || !*text)
+		return false;
+	if (strcmp(text, "unlimited") == 0) {
+		*value = RLIM_INFINITY;
+		return true;
+	}
+	*value = strtoull(text, &end, 10);
+	return *end == '\0' && *value > 0;
+}
+
+/* glibc took the raised limit for the default size of threads' stacks. */
+static void fix_thread_stacks(rlim_t soft)
+{
+	size_t mask = sys_page_bytes() - 1;
+	size_t bytes = UNLIMITED_THREAD_STACK_BYTES;
+	pthread_attr_t attr;
+
+	if (soft != RLIM_INFINITY)
+		bytes = soft < (rlim_t)PTHREAD_STACK_MIN ? (size_t)PTHREAD_STACK_MIN : (size_t)soft;
+	if (pthread_getattr_default_np(&attr) != 0)
+		return;
+	if (pthread_attr_setstacksize(&attr, (bytes + mask) & ~mask) == 0)
+		pthread_setattr_default_np(&attr);
+	pthread_attr_destroy(&attr);
+}
+
+void shim_layout_start(void)
+{
+	rlim_t normal, raised;
+	struct rlimit now;
+
+	if (!parse_limit(getenv("SAMEPAGE_STACK_LIMIT"), &normal) || get_limit(&now) < 0)
+		return;
+	if (now.rlim_cur != normal) {
+		if (set_soft(normal, now.rlim_max) < 0)
+			return;
+		fix_thread_stacks(normal);
+	}
+	if (!parse_limit(getenv("SAMEPAGE_LAYOUT_STACK"), &raised))
+		return;
+	shim_layout = (struct shim_layout){ .active = true, .raised = raised, .normal = normal };
+}
+
+/* --- exec ----------------------------------------------------------------- */
+
+struct exec_call {
+	enum { EXEC_PATH, EXEC_AT, EXEC_SEARCH } how;
+	int fd;
+	int flags;
+	const char *path;
+	char *const *argv;
+};
+
+static int do_exec(const struct exec_call *call, char *const envp[])
+{
+	switch (call->how) {
+	case EXEC_PATH:
+		return (int)sys_raw(SYS_execve, call->path, call->argv, envp);
+	case EXEC_AT:
+		return (int)sys_raw(SYS_execveat, call->fd, call->path, call->argv, envp,
+				    call->flags);
+	default:
+		shim_real()->execvpe(call->path, call->argv, envp);
+		return -errno;
+	}
+}
+
+static bool begins(const char *text, const char *with)
+{
+	return strncmp(text, with, strlen(with)) == 0;
+}
+
+/* Will the new program put the limit back? *count: entries, *at: the limit's. */
+static bool child_is_client(char *const envp[], size_t *count, size_t *at)
+{
+	bool limit = false, raised = false, preload = false, off = false;
+	size_t i;
+
+	for (i = 0; envp && envp[i] && i < ENVIRONMENT_MAX; i++) {
+		if (begins(envp[i], LIMIT_NAME)) {
+			limit = true;
+			*at = i;
+		}
+		raised |= begins(envp[i], RAISED_NAME);
+		preload |= begins(envp[i], "LD_PRELOAD=") && strstr(envp[i], "samepage");
+		off |= begins(envp[i], "SAMEPAGE_OFF=1");
+	}
+	*count = i;
+	return limit && raised && preload && !off && i < ENVIRONMENT_MAX;
+}
+
+/* LIMIT_NAME and a number, without stdio. */
+static void print_limit(char text[64], rlim_t value)
+{
+	char digits[24];
+	size_t n = 0, at = strlen(LIMIT_NAME);
+
+	strcpy(text, LIMIT_NAME);
+	if (value == RLIM_INFINITY) {
+		strcpy(text + at, "unlimited");
+		return;
+	}
+	do
+		digits[n++] = (char)('0' + value % 10);
+	while ((value /= 10) != 0);
+	while (n > 0)
+		text[at++] = digits[--n];
+	text[at] = '\0';
+}
+
+/* 0 is never returned: the program is another one then. */
+static int exec_with_layout(const struct exec_call *call, char *const envp[])
+{
+	char text[64], **copy;
+	size_t count = 0, at = 0;
+	struct rlimit before;
+	int ret;
+
+	if (!shim_layout.active || !child_is_client(envp, &count, &at) || get_limit(&before) < 0 ||
+	    set_soft(shim_layout.raised, before.rlim_max) < 0)
+		return do_exec(call, envp);
+	if (before.rlim_cur != shim_layout.normal && before.rlim_cur != shim_layout.raised) {
+		copy = alloca((count + 1) * sizeof(*copy));
+		memcpy(copy, envp, (count + 1) * sizeof(*copy));
+		print_limit(text, before.rlim_cur);
+		copy[at] = text;
+		envp = copy;
+	}
+	ret = do_exec(call, envp);
+	set_soft(before.rlim_cur, before.rlim_max);
+	return ret;
+}
+
+int shim_execve(const char *path, char *const argv[], char *const envp[])
+{
+	const struct exec_call call = { .how = EXEC_PATH, .path = path, .argv = argv };
+
+	return exec_with_layout(&call, envp);
+}
+
+int shim_execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags)
+{
+	const struct exec_call call = { .how = EXEC_AT, .fd = fd, .flags = flags, .path = path,
+					.argv = argv };
+
+	return exec_with_layout(&call, envp);
+}
+
+SHIM_EXPORT int execve(const char *path, char *const argv[], char *const envp[])
+{
+	return (int)shim_return(shim_execve(path, argv, envp));
+}
+
+SHIM_EXPORT int execv(const char *path, char *const argv[])
+{
+	return (int)shim_return(shim_execve(path, argv, environ));
+}
+
+SHIM_EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
+{
+	const struct exec_call call = { .how = EXEC_SEARCH, .path = file, .argv = argv };
+
+	return (int)shim_return(exec_with_layout(&call, envp));
+}
+
+SHIM_EXPORT int execvp(const char *file, char *const argv[])
+{
+	return execvpe(file, argv, environ);
+}
+
+SHIM_EXPORT int execveat(int fd, const char *path, char *const argv[], char *const envp[],
+			 int flags)
+{
+	return (int)shim_return(shim_execveat(fd, path, argv, envp, flags));
+}
+
+SHIM_EXPORT int fexecve(int fd, char *const argv[], char *const envp[])
+{
+	if (fd < 0) {
+		errno = EINVAL;
+		return -1;
+	}
+	return (int)shim_return(shim_execveat(fd, "", argv, envp, AT_EMPTY_PATH));
+}
+
+/* --- posix_spawn ---------------------------------------------------------- */
+
+/* The memory lock serves here too: two system calls at most under it. */
+static bool spawn_begins(char *const envp[])
+{
+	struct proc_mem_guard guard;
+	size_t count, at;
+	struct rlimit now;
+	bool raised = true;
+
+	if (!shim_layout.active || !child_is_client(envp, &count, &at))
+		return false;
+	proc_mem_lock(&guard);
+	if (spawning == 0) {
+		raised = get_limit(&now) == 0 && now.rlim_cur == shim_layout.normal &&
+			 set_soft(shim_layout.raised, now.rlim_max) == 0;
+		spawn_before = now.rlim_cur;
+	}
+	if (raised)
+		spawning++;
+	proc_mem_unlock(&guard);
+	return raised;
+}
+
+static void spawn_ends(void)
+{
+	struct proc_mem_guard guard;
+	struct rlimit now;
+
+	proc_mem_lock(&guard);
+	/* Somebody else's new limit meanwhile: his. */
+	if (--spawning == 0 && get_limit(&now) == 0 && now.rlim_cur == shim_layout.raised)
+		set_soft(spawn_before, now.rlim_max);
+	proc_mem_unlock(&guard);
+}
+
+SHIM_EXPORT int posix_spawn(pid_t *pid, const char *path,
+			    const posix_spawn_file_actions_t *actions,
+			    const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
+{
+	bool raised = spawn_begins(envp);
+	int ret = shim_real()->posix_spawn(pid, path, actions, attr, argv, envp);
+
+	if (raised)
+		spawn_ends();
+	return ret;
+}
+
+SHIM_EXPORT int posix_spawnp(pid_t *pid, const char *file,
+			     const posix_spawn_file_actions_t *actions,
+			     const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
+{
+	bool raised = spawn_begins(envp);
+	int ret = shim_real()->posix_spawnp(pid, file, actions, attr, argv, envp);
+
+	if (raised)
+		spawn_ends();
+	return ret;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libc's own versions of interposed functions, for those that are more than a
+ * system call: brk and sbrk keep __curbrk, _Fork and clone switch stacks and set
+ * up thread state, exec*p search the path, posix_spawn does all that.
+ *
+ * Looked up by the constructor, so that later calls (from signal handlers, from
+ * children of vfork) find the table filled. Whoever comes before the constructor
+ * fills it itself; two threads doing so write the same values.
+ */
+#include "shim/shim.h"
+
+#include <dlfcn.h>
+#include <gnu/libc-version.h>
+
+static struct shim_real real_table;
+static atomic_bool real_known;
+
+#define LOOK_UP(member, name) (real_table.member = (__typeof__(real_table.member))dlsym(RTLD_NEXT, name))
+
+const struct shim_real *shim_real(void)
+{
+	if (atomic_load_explicit(&real_known, memory_order_acquire))
+		return &real_table;
+	LOOK_UP(brk, "brk");
+	LOOK_UP(sbrk, "sbrk");
+	LOOK_UP(mallopt, "mallopt");
+	LOOK_UP(malloc_trim, "malloc_trim");
+	LOOK_UP(fork_raw, "_Fork");
+	LOOK_UP(clone, "clone");
+	LOOK_UP(syscall, "syscall");
+	LOOK_UP(execvpe, "execvpe");
+	LOOK_UP(posix_spawn, "posix_spawn");
+	LOOK_UP(posix_spawnp, "posix_spawnp");
+	atomic_store_explicit(&real_known, true, memory_order_release);
+	return &real_table;
+}
+
+/* Does malloc come from the same object as a function that only libc has? */
+bool shim_malloc_is_glibc(void)
+{
+	void *malloc_addr = dlsym(RTLD_DEFAULT, "malloc");
+	Dl_info of_malloc, of_libc;
+
+	return malloc_addr && dladdr(malloc_addr, &of_malloc) &&
+	       dladdr((void *)gnu_get_libc_version, &of_libc) &&
+	       of_malloc.dli_fbase == of_libc.dli_fbase;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * mremap: what is known about memory moves with it.
+ *
+ *   in place        proc_mem_moved() to the same address, other length
+ *   moved           what was known at the target is gone, then proc_mem_moved()
+ *   MREMAP_DONTUNMAP  as moved; what stays behind is empty private anonymous
+ *                   memory, owned if it was owned (store mappings that stay
+ *                   behind are made anonymous again, or old bytes would come back)
+ *   old size 0      a second mapping of shared memory: not owned
+ *   failed          the target of MREMAP_FIXED and the end of a shrinking mapping
+ *                   may be gone: neither is owned any more, the hull stays
+ *
+ * Memory that may be merged consists of many mappings where the program made one;
+ * remap_merged.c makes one move of it.
+ */
+#include "shim/shim.h"
+
+#include <stdarg.h>
+#include <sys/mman.h>
+
+#include "proc/mem.h"
+#include "sys/sys.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+/* What MREMAP_DONTUNMAP left behind must read as zeros. */
+static void left_behind(const struct shim_range *from, bool owned, bool merged, uint32_t odd)
+{
+	if (merged) {
+		proc_mem_note_merged(from->start, from->end, odd);
+		if (proc_mem_discard(from->start, from->end, MADV_DONTNEED) < 0)
+			return; /* not owned, and the hull still says so */
+	}
+	if (owned)
+		shim_fresh(from);
+}
+
+static void moved(const struct shim_range *from, const struct shim_range *to, int flags)
+{
+	bool owned = proc_mem_is_owned(from->start, from->end);
+	bool merged = proc_mem_maybe_merged(from->start, from->end);
+	uint32_t odd = proc_mem_odd(from->start);
+
+	shim_heap_punched(from);
+	shim_heap_punched(to);
+	if (to->start != from->start)
+		proc_mem_release(to->start, to->end);
+	proc_mem_moved(from->start, from->end - from->start, to->start, to->end - to->start);
+	proc_mem_touched(to->start, to->end);
+	if (flags & MREMAP_DONTUNMAP)
+		left_behind(from, owned, merged, odd);
+}
+
+static void failed(const struct shim_range *from, size_t new_bytes, int flags, void *to)
+{
+	struct shim_range target;
+
+	if (!(flags & MREMAP_FIXED))
+		return;
+	proc_mem_disown(from->start, from->end);
+	if (shim_range_of(to, new_bytes, &target))
+		proc_mem_disown(target.start, target.end);
+}
+
+intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
+{
+	struct proc_mem_guard guard;
+	struct shim_range from, target;
+	bool known;
+	intptr_t ret;
+
+	if (!shim_is_ready())
+		return sys->mremap(old, old_bytes, new_bytes, flags, to);
+	proc_mem_lock(&guard);
+	known = shim_range_of(old, old_bytes, &from);
+	if (known && shim_page_aligned(old) && proc_mem_maybe_merged(from.start, from.end))
+		ret = shim_remap_merged(&from, new_bytes, flags, to);
+	else
+		ret = sys->mremap(old, old_bytes, new_bytes, flags, to);
+	if (ret < 0 && ret >= -4095) {
+		if (known)
+			failed(&from, new_bytes, flags, to);
+	} else if (shim_range_of((void *)ret, new_bytes, &target)) {
+		if (known)
+			moved(&from, &target, flags);
+		else
+			shim_forget(&target);
+	}
+	proc_mem_unlock(&guard);
+	return ret;
+}
+
+SHIM_EXPORT void *mremap(void *old, size_t old_bytes, size_t new_bytes, int flags, ...)
+{
+	void *to = NULL;
+
+	/* As glibc: whoever says MREMAP_DONTUNMAP alone need not pass an address. */
+	if (flags & MREMAP_FIXED) {
+		va_list args;
+
+		va_start(args, flags);
+		to = va_arg(args, void *);
+		va_end(args);
+	}
+	return (void *)shim_return(shim_remap(old, old_bytes, new_bytes, flags, to));
+}
