@@ -163,7 +163,7 @@ int lib_embedded_new(struct proc_link **out, uint64_t store_bytes)
 	em->link.ops = &embedded_ops;
 	em->link.poll_fd = em->link.uffd_dev = -1;
 	em->max_slots = store_bytes / sys_page_bytes();
-	em->ring_bytes = PROC_READ_PAGES * sys_page_bytes();
+	em->ring_bytes = PROC_RING_PAGES * sys_page_bytes();
 	*out = &em->link;
 	return 0;
 }

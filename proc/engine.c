@@ -223,7 +223,7 @@ static int start(struct proc_engine *e)
 }
 
 /* Between passes nothing in the working memory is needed: the program can have it. */
-static void rest(struct proc_engine *e)
+void proc_engine_rest(struct proc_engine *e)
 {
 	if (!e->work_used)
 		return;
@@ -238,7 +238,7 @@ static void wait_for_work(struct proc_engine *e)
 	uint64_t now = sys_now_usec();
 	int timeout = -1;
 
-	rest(e);
+	proc_engine_rest(e);
 	/* A shim keeps looking for its broker; a library handle waits to be called. */
 	if (!e->link->connected && e->params.connect_later)
 		timeout = e->reconnect_at_usec <= now

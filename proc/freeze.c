@@ -451,6 +451,26 @@ static bool same_as_planned(struct freeze *f, uint32_t i)
 	return memcmp(stage_at(f, i), f->e->work->bytes[i], f->e->page_bytes) == 0;
 }
 
+/*
+ * Why do the bytes differ? If the page still has the tag that it was planned by,
+ * nobody changed it: the slot is another page's with the same tag. pass.c then
+ * looks at the page once more, this time at the bytes.
+ */
+static void note_mismatch(struct freeze *f, uint32_t i)
+{
+	struct proc_work *w = f->e->work;
+	uint64_t hash;
+
+	proc_plan_skip(&f->plan[i], SAMEPAGE_REASON_CHANGED);
+	if (f->c->exact || f->plan[i].slot == CORE_SLOT_NONE)
+		return;
+	hash = core_hash_page(stage_at(f, i), f->e->page_bytes, f->e->link->index.header->seed);
+	if (core_hash_tag(hash) != w->tag[i])
+		return;
+	w->collided[i] = 1;
+	w->collisions++;
+}
+
 static void verify(struct freeze *f)
 {
 	uint32_t i = f->lo;
@@ -463,7 +483,7 @@ static void verify(struct freeze *f)
 			continue;
 		}
 		while (i + n < f->hi && f->staged[i + n] && !same_as_planned(f, i + n)) {
-			proc_plan_skip(&f->plan[i + n], SAMEPAGE_REASON_CHANGED);
+			note_mismatch(f, i + n);
 			n++;
 		}
 		put_back(f, i, n);

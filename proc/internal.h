@@ -31,8 +31,9 @@
  * 1.0 against 0.5 us at runs of 8, 0.2 against 0.4 at 64).
  */
 #define PROC_PREMAP_PAGES 32u
-/* Read, hashed, looked up and submitted together, while in the L2 cache. */
-#define PROC_READ_PAGES 64u
+#define PROC_READ_PAGES 64u /* read, hashed and looked up together, while in the L2 cache */
+/* Submitted together at most: a broker on another CPU is woken once for all of them. */
+#define PROC_RING_PAGES 256u
 #define PROC_OWNED_MAX 512u
 #define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
 #define PROC_STORE_PREFIX "/memfd:samepage-store"
@@ -43,7 +44,7 @@ struct proc_link {
 	bool connected;
 	struct core_index index;
 	struct core_cand cand;
-	uint8_t *ring; /* PROC_READ_PAGES pages */
+	uint8_t *ring; /* PROC_RING_PAGES pages */
 	int poll_fd;   /* readable when the broker wants something, or -1 */
 	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */
 };
@@ -75,12 +76,15 @@ struct proc_work {
 	uint32_t tag[PROC_CHUNK_PAGES];
 	const uint8_t *bytes[PROC_CHUNK_PAGES]; /* the slot that a planned page shall map */
 	uint8_t staged[PROC_CHUNK_PAGES];
+	uint8_t collided[PROC_CHUNK_PAGES]; /* planned slot has the tag, not the bytes */
+	uint32_t collisions;
 	uint8_t *premap[PROC_CHUNK_PAGES]; /* of a run's first page: mapped beforehand */
 	uint32_t premap_pages[PROC_CHUNK_PAGES];
-	uint16_t miss[PROC_READ_PAGES];
-	uint16_t ring_page[PROC_READ_PAGES];
-	uint32_t miss_slot[PROC_READ_PAGES];
-	uint8_t miss_reason[PROC_READ_PAGES];
+	uint32_t misses; /* pages in the ring that wait to be submitted */
+	uint16_t miss[PROC_RING_PAGES];
+	uint16_t ring_page[PROC_RING_PAGES];
+	uint32_t miss_slot[PROC_RING_PAGES];
+	uint8_t miss_reason[PROC_RING_PAGES];
 	uint32_t tags_out[CORE_WIRE_TAGS_MAX];
 	char maps_buf[65536];
 	char count_buf[16384]; /* for a walk inside a walk */
@@ -180,6 +184,7 @@ struct proc_chunk {
 	int prot;
 	uint32_t odd;
 	enum proc_mode mode;
+	bool exact; /* compare with the slot before planning it */
 };
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res);
 static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason why)
@@ -211,6 +216,7 @@ bool proc_link_is_broker(const struct proc_link *link);
 
 /* engine.c */
 void proc_engine_forked(struct proc_engine *e); /* in the child, lock held */
+void proc_engine_rest(struct proc_engine *e); /* gives the working memory back */
 int proc_engine_revive(struct proc_engine *e);
 struct proc_engine *proc_engines(void); /* registry head, lock held */
 

@@ -208,11 +208,11 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 	const struct core_wire_welcome *w = (const void *)b->in;
 	const size_t page = sys_page_bytes();
 
-	if (nfds < 3 || w->ring_pages < PROC_READ_PAGES)
+	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES)
 		return -EPROTO;
 	b->index_bytes = w->index_bytes;
 	b->cand_bytes = w->cand_bytes;
-	b->ring_bytes = PROC_READ_PAGES * page;
+	b->ring_bytes = PROC_RING_PAGES * page;
 	b->index_map = map_shared(fds[0], b->index_bytes, PROT_READ);
 	b->cand_map = map_shared(fds[1], b->cand_bytes, PROT_READ);
 	b->link.ring = map_shared(fds[2], b->ring_bytes, PROT_READ | PROT_WRITE);

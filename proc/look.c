@@ -10,10 +10,9 @@
  * (I2).
  *
  * The pages are read into the submission ring, page i of the chunk to page
- * i mod PROC_READ_PAGES of the ring: a page that turns out to be the first of its
- * kind is where the broker takes it from, without another copy. A batch is
- * hashed, looked up and submitted before the next one takes its place, so the
- * ring stays small and in the cache.
+ * i mod PROC_RING_PAGES of the ring: a page that turns out to be the first of its
+ * kind is where the broker takes it from, without another copy. What waits there is
+ * submitted before other pages take its place.
  */
 #include <errno.h>
 #include <string.h>
@@ -28,7 +27,7 @@ static uint64_t page_addr(const struct proc_engine *e, const struct proc_chunk *
 
 static uint8_t *ring_page(const struct proc_engine *e, uint32_t i)
 {
-	return e->link->ring + ((size_t)(i % PROC_READ_PAGES) << e->page_shift);
+	return e->link->ring + ((size_t)(i % PROC_RING_PAGES) << e->page_shift);
 }
 
 /* Regions of present or swapped anonymous pages that are not the shared zero page. */
@@ -131,17 +130,16 @@ static uint32_t lookup(struct proc_engine *e, const struct proc_chunk *c, uint32
 
 	if (n == 0)
 		return CORE_SLOT_NONE;
-	if (n > 1 && c->mode != PROC_MODE_LOOK)
+	if ((n > 1 || c->exact) && c->mode != PROC_MODE_LOOK)
 		return by_bytes(e, i, slots, n);
 	return core_plan_choose(slots, n, i > c->first ? p - 1 : NULL, segment_slots);
 }
 
-/* Pages [i, end) are hashed: which slot each shall map; returns the misses to promote. */
-static uint32_t lookup_batch(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
+/* Pages [i, end) are hashed: which slot each shall map, or who waits for one. */
+static void lookup_batch(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
 			     uint32_t end)
 {
 	struct proc_work *w = e->work;
-	uint32_t misses = 0;
 
 	for (; i < end; i++) {
 		struct core_plan_page *p = &w->plan[i];
@@ -151,23 +149,24 @@ static uint32_t lookup_batch(struct proc_engine *e, const struct proc_chunk *c, 
 		p->slot = lookup(e, c, i);
 		if (p->slot == CORE_SLOT_NONE) {
 			if (want_promotion(e, c->mode, i))
-				w->miss[misses++] = (uint16_t)i;
+				w->miss[w->misses++] = (uint16_t)i;
 		} else if (c->mode == PROC_MODE_LOOK) {
 			proc_plan_skip(p, SAMEPAGE_REASON_UNIQUE);
 		}
 	}
-	return misses;
 }
 
-static void promote(struct proc_engine *e, uint32_t misses, struct samepage_result *res)
+static void promote(struct proc_engine *e, struct samepage_result *res)
 {
 	struct proc_work *w = e->work;
+	uint32_t misses = w->misses;
 	int err;
 
 	if (!misses)
 		return;
+	w->misses = 0;
 	for (uint32_t k = 0; k < misses; k++)
-		w->ring_page[k] = w->miss[k] % PROC_READ_PAGES;
+		w->ring_page[k] = w->miss[k] % PROC_RING_PAGES;
 	err = e->link->connected
 		      ? e->link->ops->submit(e->link, w->ring_page, misses, w->miss_slot, w->miss_reason)
 		      : -ENOTCONN;
@@ -185,10 +184,6 @@ static void promote(struct proc_engine *e, uint32_t misses, struct samepage_resu
 	}
 }
 
-/*
- * A batch at a time goes through all steps while its bytes are in the cache;
- * the broker, too, is faster with pages that were touched a moment ago.
- */
 static void look_region(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
 			uint32_t end, struct samepage_result *res)
 {
@@ -196,11 +191,15 @@ static void look_region(struct proc_engine *e, const struct proc_chunk *c, uint3
 		/* Up to the next multiple: then a batch never wraps around in the ring. */
 		uint32_t room = PROC_READ_PAGES - i % PROC_READ_PAGES;
 		uint32_t want = end - i < room ? end - i : room;
-		uint32_t got = read_batch(e, c, i, want);
+		uint32_t got;
 
+		/* The ring's next turn begins: what waits in it goes out first. */
+		if (e->work->misses && i / PROC_RING_PAGES != e->work->miss[0] / PROC_RING_PAGES)
+			promote(e, res);
+		got = read_batch(e, c, i, want);
 		for (uint32_t k = i; k < i + got; k++)
 			hash_page(e, k);
-		promote(e, lookup_batch(e, c, i, i + got), res);
+		lookup_batch(e, c, i, i + got);
 		i += got;
 		if (got < want) {
 			/* The read stopped here: unmapped or protected meanwhile. */
@@ -228,6 +227,7 @@ bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepag
 		for (; g->categories & SYS_PAGE_IS_SWAPPED && i < end; i++)
 			proc_plan_skip(&w->plan[i], SAMEPAGE_REASON_SWAPPED);
 	}
+	promote(e, res);
 	for (uint32_t i = c->first; i < c->end; i++)
 		if (w->plan[i].kind != CORE_PLAN_SKIP)
 			return true;

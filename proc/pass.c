@@ -109,6 +109,24 @@ static void account(struct pass *p, const struct proc_chunk *c)
 
 /* --- chunks --------------------------------------------------------------- */
 
+/* Tags collide at the rate of slots / 2^32: such pages get a second, exact look. */
+static void merge_collided(struct pass *p, const struct proc_chunk *c)
+{
+	uint8_t *collided = p->e->work->collided;
+	struct proc_chunk one = *c;
+
+	one.exact = true;
+	for (uint32_t i = c->first; i < c->end; i++) {
+		if (!collided[i])
+			continue;
+		collided[i] = 0;
+		one.first = i;
+		one.end = i + 1;
+		if (proc_look(p->e, &one, p->res))
+			proc_freeze_commit(p->e, &one, p->res);
+	}
+}
+
 static void merge_span(struct pass *p, uint64_t start, uint64_t end, int prot, uint32_t odd)
 {
 	uint64_t chunk_bytes = (uint64_t)PROC_CHUNK_PAGES << p->e->page_shift;
@@ -125,8 +143,11 @@ static void merge_span(struct pass *p, uint64_t start, uint64_t end, int prot, u
 			.mode = p->mode,
 		};
 
+		p->e->work->collisions = 0;
 		if (proc_look(p->e, &c, p->res))
 			proc_freeze_commit(p->e, &c, p->res);
+		if (p->e->work->collisions)
+			merge_collided(p, &c);
 		account(p, &c);
 		start = until;
 	}
@@ -290,7 +311,7 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	proc_segments_unmap(e);
 	/* The ring's last contents are nobody's business, and memory. */
 	if (e->link->ring)
-		sys->madvise(e->link->ring, (size_t)PROC_READ_PAGES << e->page_shift,
+		sys->madvise(e->link->ring, (size_t)PROC_RING_PAGES << e->page_shift,
 			     proc_link_is_broker(e->link) ? MADV_REMOVE : MADV_DONTNEED);
 	vmas_after = map_count(e);
 	if (vmas_before >= 0 && vmas_after >= 0)

@@ -92,7 +92,7 @@ static int unmerge_all(struct proc_engine *e, struct samepage_result *res)
 	proc_mem_lock_engine();
 	err = proc_mem_unmerge(0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), &pages);
 	proc_mem_unlock_engine();
-	res->pages_looked = pages;
+	res->pages_looked = res->pages_already = pages;
 	return err;
 }
 
@@ -142,6 +142,8 @@ static void serve_request(struct proc_engine *e, const struct core_wire_request 
 	if (changes)
 		m.report.pss_before_bytes = (uint64_t)pss_now();
 	m.report.error = carry_out(e, q->op, &m.report);
+	/* q is gone with the working memory, which would count otherwise. */
+	proc_engine_rest(e);
 	m.report.pss_after_bytes = (uint64_t)pss_now();
 	if (!changes)
 		m.report.pss_before_bytes = m.report.pss_after_bytes;
