@@ -22,8 +22,12 @@
  *                  child that they fork in that window keeps it. With several
  *                  calls under way the first raises it and the last puts it back;
  *                  a changed limit is then not passed on
- *   system, popen, execl*   inside libc: that one program gets no shared layout,
- *                  what it starts in turn does
+ *   system, popen, execl*   inside libc: that one program gets the ordinary random
+ *                  layout, what it starts in turn the shared one
+ *
+ * Address randomisation is off for the exec only: our constructor switches it on
+ * again (personality(2) belongs to the thread), so that a program which gets no
+ * shared layout does not end up with fixed addresses.
  *
  * No malloc: these run in children of vfork.
  */
@@ -35,6 +39,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/personality.h>
 #include <unistd.h>
 
 #include "proc/mem.h"
@@ -63,6 +68,16 @@ static int set_soft(rlim_t soft, rlim_t hard)
 	struct rlimit limit = { soft, hard };
 
 	return (int)sys_raw(SYS_prlimit64, 0, RLIMIT_STACK, &limit, NULL);
+}
+
+/* Address randomisation of what this thread execs. */
+static void set_fixed(bool fixed)
+{
+	long now = sys_raw(SYS_personality, 0xffffffff);
+
+	if (now < 0)
+		return;
+	sys_raw(SYS_personality, fixed ? now | ADDR_NO_RANDOMIZE : now & ~(long)ADDR_NO_RANDOMIZE);
 }
 
 /* --- start ---------------------------------------------------------------- */
@@ -111,6 +126,7 @@ void shim_layout_start(void)
 	}
 	if (!parse_limit(getenv("SAMEPAGE_LAYOUT_STACK"), &raised))
 		return;
+	set_fixed(false);
 	shim_layout = (struct shim_layout){ .active = true, .raised = raised, .normal = normal };
 }
 
@@ -199,7 +215,9 @@ static int exec_with_layout(const struct exec_call *call, char *const envp[])
 		copy[at] = text;
 		envp = copy;
 	}
+	set_fixed(true);
 	ret = do_exec(call, envp);
+	set_fixed(false);
 	set_soft(before.rlim_cur, before.rlim_max);
 	return ret;
 }
@@ -297,10 +315,15 @@ SHIM_EXPORT int posix_spawn(pid_t *pid, const char *path,
 			    const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
 	bool raised = spawn_begins(envp);
-	int ret = shim_real()->posix_spawn(pid, path, actions, attr, argv, envp);
+	int ret;
 
 	if (raised)
+		set_fixed(true);
+	ret = shim_real()->posix_spawn(pid, path, actions, attr, argv, envp);
+	if (raised) {
+		set_fixed(false);
 		spawn_ends();
+	}
 	return ret;
 }
 
@@ -309,9 +332,14 @@ SHIM_EXPORT int posix_spawnp(pid_t *pid, const char *file,
 			     const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
 	bool raised = spawn_begins(envp);
-	int ret = shim_real()->posix_spawnp(pid, file, actions, attr, argv, envp);
+	int ret;
 
 	if (raised)
+		set_fixed(true);
+	ret = shim_real()->posix_spawnp(pid, file, actions, attr, argv, envp);
+	if (raised) {
+		set_fixed(false);
 		spawn_ends();
+	}
 	return ret;
 }

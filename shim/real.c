@@ -11,7 +11,9 @@
 #include "shim/shim.h"
 
 #include <dlfcn.h>
+#include <elf.h>
 #include <gnu/libc-version.h>
+#include <link.h>
 
 static struct shim_real real_table;
 static atomic_bool real_known;
@@ -36,13 +38,25 @@ const struct shim_real *shim_real(void)
 	return &real_table;
 }
 
-/* Does malloc come from the same object as a function that only libc has? */
+/*
+ * Does malloc come from the same object as a function that only libc has? In a
+ * program that is not position independent, "the" address of malloc is its own
+ * PLT entry, an undefined symbol with a value; then the next object's counts.
+ */
 bool shim_malloc_is_glibc(void)
 {
-	void *malloc_addr = dlsym(RTLD_DEFAULT, "malloc");
+	void *malloc_addr = dlsym(RTLD_DEFAULT, "malloc"), *entry = NULL;
 	Dl_info of_malloc, of_libc;
+	const ElfW(Sym) *symbol;
 
-	return malloc_addr && dladdr(malloc_addr, &of_malloc) &&
-	       dladdr((void *)gnu_get_libc_version, &of_libc) &&
+	if (!malloc_addr || !dladdr1(malloc_addr, &of_malloc, &entry, RTLD_DL_SYMENT))
+		return false;
+	symbol = entry;
+	if (symbol && symbol->st_shndx == SHN_UNDEF) {
+		malloc_addr = dlsym(RTLD_NEXT, "malloc");
+		if (!malloc_addr || !dladdr(malloc_addr, &of_malloc))
+			return false;
+	}
+	return dladdr((void *)gnu_get_libc_version, &of_libc) &&
 	       of_malloc.dli_fbase == of_libc.dli_fbase;
 }
