@@ -556,6 +556,17 @@ static void map_runs(struct freeze *f)
 
 /* --- 6 and 7: let go ------------------------------------------------------ */
 
+/* EINVAL is believed only when it is said again. */
+static int unregister(struct freeze *f, const void *start, size_t bytes)
+{
+	int err = -EINVAL;
+
+	for (int tries = 0; tries < 5 && err == -EINVAL; tries++)
+		err = sys->uffd_unregister(f->e->uffd, start, bytes);
+	return err;
+}
+
+
 static void thaw(struct freeze *f)
 {
 	uint8_t *start = page_at(f, f->lo);
@@ -563,11 +574,11 @@ static void thaw(struct freeze *f)
 	int err;
 
 	/* A range that stays registered would make the program wait for ever. */
-	while ((err = sys->uffd_unregister(f->e->uffd, start, bytes)) < 0) {
+	while ((err = unregister(f, start, bytes)) < 0) {
 		if (err == -EINVAL) {
 			/* Somebody broke the promise and mapped something else there. */
 			for (uint32_t i = f->lo; i < f->hi; i++)
-				sys->uffd_unregister(f->e->uffd, page_at(f, i), f->e->page_bytes);
+				(void)unregister(f, page_at(f, i), f->e->page_bytes);
 			break;
 		}
 		pause_a_moment();

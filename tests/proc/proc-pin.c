@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Pages that somebody else holds. If this failed, a device would write into a
+ * frame that the process no longer maps (I3), a page that a child still shares
+ * would be taken from it, or huge pages would lose bytes when a part is merged.
+ */
+#include "proctest.h"
+
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#define N 64u
+
+static struct samepage *sp;
+
+static struct samepage_result merge(char *p, size_t pages)
+{
+	struct samepage_result r;
+
+	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, &r), 0);
+	if (!pt_sums(&r))
+		pt_print("does not add up", &r);
+	assert_true(pt_sums(&r));
+	return r;
+}
+
+/* --- io_uring, by hand ------------------------------------------------------ */
+
+struct ring {
+	int fd;
+	void *sq, *cq;
+	struct io_uring_sqe *sqes;
+	struct io_uring_params p;
+};
+
+static bool ring_open(struct ring *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->fd = (int)syscall(__NR_io_uring_setup, 4, &r->p);
+	if (r->fd < 0)
+		return false;
+	r->sq = mmap(NULL, r->p.sq_off.array + r->p.sq_entries * 4, RW, MAP_SHARED, r->fd,
+		     IORING_OFF_SQ_RING);
+	r->cq = mmap(NULL, r->p.cq_off.cqes + r->p.cq_entries * sizeof(struct io_uring_cqe), RW,
+		     MAP_SHARED, r->fd, IORING_OFF_CQ_RING);
+	r->sqes = mmap(NULL, r->p.sq_entries * sizeof(*r->sqes), RW, MAP_SHARED, r->fd,
+		       IORING_OFF_SQES);
+	return r->sq != MAP_FAILED && r->cq != MAP_FAILED && r->sqes != MAP_FAILED;
+}
+
+static void ring_close(struct ring *r)
+{
+	munmap(r->sq, r->p.sq_off.array + r->p.sq_entries * 4);
+	munmap(r->cq, r->p.cq_off.cqes + r->p.cq_entries * sizeof(struct io_uring_cqe));
+	munmap(r->sqes, r->p.sq_entries * sizeof(*r->sqes));
+	close(r->fd);
+}
+
+/* One READ_FIXED into the registered buffer; its result. */
+static int ring_read_fixed(struct ring *r, int file, void *to, unsigned bytes)
+{
+	_Atomic unsigned *tail = (void *)((char *)r->sq + r->p.sq_off.tail);
+	_Atomic unsigned *head = (void *)((char *)r->cq + r->p.cq_off.head);
+	unsigned mask = *(unsigned *)((char *)r->sq + r->p.sq_off.ring_mask);
+	unsigned *array = (void *)((char *)r->sq + r->p.sq_off.array);
+	struct io_uring_cqe *cqes = (void *)((char *)r->cq + r->p.cq_off.cqes);
+	unsigned at = atomic_load(tail) & mask, done;
+
+	r->sqes[at] = (struct io_uring_sqe){ .opcode = IORING_OP_READ_FIXED, .fd = file,
+					     .addr = (uintptr_t)to, .len = bytes };
+	array[at] = at;
+	atomic_fetch_add(tail, 1);
+	PT_CHECK(syscall(__NR_io_uring_enter, r->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) == 1);
+	done = atomic_fetch_add(head, 1);
+	return cqes[done & (r->p.cq_entries - 1)].res;
+}
+
+/* Half of the range is a registered buffer: it stays, and the device's bytes arrive. */
+static void registered_buffers_are_pinned(void **state)
+{
+	char *p, *q;
+	struct ring ring;
+	struct iovec buf;
+	struct samepage_result r;
+	int file;
+
+	(void)state;
+	pt_skip_unless_can_freeze();
+	sp = pt_open();
+	p = pt_map(N);
+	q = pt_map(N);
+	pt_fill(p, N, 1);
+	pt_fill(q, N, 2);
+	file = memfd_create("source", MFD_CLOEXEC);
+	assert_int_equal(write(file, q, N * pt_page()), N * pt_page());
+	if (!ring_open(&ring))
+		SKIP("no io_uring here");
+	buf = (struct iovec){ p + N / 4 * pt_page(), N / 2 * pt_page() };
+	if (syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1))
+		SKIP("io_uring registers no buffers here");
+	for (unsigned i = 0; i < 3; i++) {
+		r = merge(p, N);
+		assert_int_equal(r.pages_declined[SAMEPAGE_REASON_PINNED], N / 2);
+		assert_int_equal(pt_differs(p, N / 4, 1), -1);
+		assert_int_equal(ring_read_fixed(&ring, file, buf.iov_base, (unsigned)buf.iov_len),
+				 (int)buf.iov_len);
+		assert_int_equal(memcmp(buf.iov_base, q, buf.iov_len), 0);
+		/* And once more other bytes, so that each round sees the device write. */
+		assert_int_equal(pwrite(file, p, buf.iov_len, 0), buf.iov_len);
+		assert_int_equal(ring_read_fixed(&ring, file, buf.iov_base, (unsigned)pt_page()),
+				 (int)pt_page());
+		assert_int_equal(memcmp(buf.iov_base, p, pt_page()), 0);
+		assert_int_equal(pwrite(file, q, buf.iov_len, 0), buf.iov_len);
+	}
+	ring_close(&ring);
+	/* The kernel lets go of the pins in its own time. */
+	for (unsigned i = 0; i < 500 && r.pages_declined[SAMEPAGE_REASON_PINNED]; i++) {
+		usleep(10000);
+		r = merge(p, N);
+	}
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_PINNED], 0);
+	close(file);
+	samepage_close(sp);
+	pt_unmap(p, N);
+	pt_unmap(q, N);
+}
+
+/* --- fork -------------------------------------------------------------------- */
+
+struct holder {
+	char *p;
+	int go[2];
+};
+
+static int hold_until_told(struct holder *h)
+{
+	char c;
+
+	close(h->go[1]);
+	return read(h->go[0], &c, 1) == 0 && pt_differs(h->p, N, 3) == -1 ? 0 : 1;
+}
+
+/*
+ * Pages that a child still has: either they stay (FORK_SHARED), or the look has
+ * made them the parent's own and they merge. Nobody's bytes change, and there is no
+ * talk of pins, neither while the child lives nor after.
+ */
+static void fork_shared_pages(void **state)
+{
+	struct samepage_result r;
+	struct holder h;
+	pid_t pid;
+
+	(void)state;
+	pt_skip_unless_can_freeze();
+	sp = pt_open();
+	h.p = pt_map(N);
+	pt_fill(h.p, N, 3);
+	assert_int_equal(pipe(h.go), 0);
+	fflush(NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(hold_until_told(&h));
+	close(h.go[0]);
+	r = merge(h.p, N / 2);
+	assert_true(r.pages_merged + r.pages_declined[SAMEPAGE_REASON_FORK_SHARED] >= N / 2 - 2);
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_PINNED], 0);
+	/* What the parent writes is its own, merged or not. */
+	for (size_t i = 0; i < N; i += 2)
+		pt_fill_page(h.p + i * pt_page(), 9, i);
+	r = merge(h.p, N);
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_PINNED], 0);
+	close(h.go[1]);
+	assert_int_equal(pt_wait(pid, 30), 0);
+	for (size_t i = 0; i < N; i++)
+		assert_true(pt_page_is(h.p + i * pt_page(), i % 2 ? 3 : 9, i));
+	r = merge(h.p, N);
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_PINNED], 0);
+	for (size_t i = 0; i < N; i++)
+		assert_true(pt_page_is(h.p + i * pt_page(), i % 2 ? 3 : 9, i));
+	samepage_close(sp);
+	pt_unmap(h.p, N);
+}
+
+/* --- huge pages ---------------------------------------------------------------- */
+
+static size_t huge_bytes(void)
+{
+	FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "re");
+	size_t n = 0;
+
+	if (f && fscanf(f, "%zu", &n) != 1)
+		n = 0;
+	if (f)
+		fclose(f);
+	return n;
+}
+
+static bool has_huge(const char *p)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512];
+	unsigned long from, to, kib;
+	bool here = false;
+
+	PT_CHECK(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx", &from, &to) == 2)
+			here = (uintptr_t)p >= from && (uintptr_t)p < to;
+		if (here && sscanf(line, "AnonHugePages: %lu", &kib) == 1 && kib) {
+			fclose(f);
+			return true;
+		}
+	}
+	fclose(f);
+	return false;
+}
+
+static char *map_huge(size_t bytes)
+{
+	char *p = pt_map_aligned(bytes, huge_bytes());
+
+	madvise(p, bytes, MADV_HUGEPAGE);
+	memset(p, 1, bytes);
+	madvise(p, bytes, 25 /* MADV_COLLAPSE */);
+	return p;
+}
+
+/* how: 0 all merged, 1 every third page zero, 2 only a middle part of the range */
+static void one_huge(int how)
+{
+	size_t pages = 2 * huge_bytes() / pt_page(), first = how == 2 ? 100 : 0;
+	size_t n = how == 2 ? pages - 300 : pages;
+	char *p = map_huge(pages * pt_page()), *q = pt_map(pages);
+	struct samepage_result r;
+
+	if (!has_huge(p)) {
+		munmap(p, pages * pt_page());
+		pt_unmap(q, pages);
+		samepage_close(sp);
+		SKIP("no transparent huge page to be had");
+	}
+	pt_fill(p, pages, 4);
+	pt_fill(q, pages, 4);
+	for (size_t i = 0; how == 1 && i < pages; i += 3) {
+		memset(p + i * pt_page(), 0, pt_page());
+		memset(q + i * pt_page(), 0, pt_page());
+	}
+	assert_true(has_huge(p));
+	r = merge(q, pages);
+	r = merge(p + first * pt_page(), n);
+	assert_int_equal(r.pages_looked, n);
+	assert_true(pt_complete(&r));
+	assert_true(how != 1 || r.pages_zeroed == (n + 2) / 3);
+	assert_int_equal(memcmp(p, q, pages * pt_page()), 0);
+	for (size_t i = 0; i < pages; i += 2)
+		p[i * pt_page() + 5] ^= 1;
+	for (size_t i = 0; i < pages; i += 2)
+		p[i * pt_page() + 5] ^= 1;
+	assert_int_equal(memcmp(p, q, pages * pt_page()), 0);
+	munmap(p, pages * pt_page());
+	pt_unmap(q, pages);
+}
+
+static void huge_pages(void **state)
+{
+	(void)state;
+	pt_skip_unless_can_freeze();
+	if (!huge_bytes())
+		SKIP("no transparent huge pages in this kernel");
+	sp = pt_open();
+	for (int how = 0; how < 3; how++)
+		one_huge(how);
+	samepage_close(sp);
+}
+
+/* One page of a huge page is a registered buffer: none of it may be lost. */
+static void huge_page_partly_pinned(void **state)
+{
+	size_t pages = huge_bytes() / pt_page();
+	char *p;
+	struct ring ring;
+	struct iovec buf;
+	struct samepage_result r;
+	int file;
+
+	(void)state;
+	pt_skip_unless_can_freeze();
+	if (!pages)
+		SKIP("no transparent huge pages in this kernel");
+	if (!ring_open(&ring))
+		SKIP("no io_uring here");
+	sp = pt_open();
+	p = map_huge(pages * pt_page());
+	pt_fill(p, pages, 6);
+	buf = (struct iovec){ p + 7 * pt_page(), pt_page() };
+	assert_int_equal(syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1),
+			 0);
+	r = merge(p, pages);
+	assert_true(r.pages_declined[SAMEPAGE_REASON_PINNED] >= 1);
+	assert_int_equal(pt_differs(p, pages, 6), -1);
+	file = memfd_create("source", MFD_CLOEXEC);
+	assert_int_equal(pwrite(file, p, pt_page(), 0), pt_page());
+	assert_int_equal(ring_read_fixed(&ring, file, buf.iov_base, (unsigned)pt_page()),
+			 (int)pt_page());
+	assert_int_equal(memcmp(buf.iov_base, p, pt_page()), 0);
+	ring_close(&ring);
+	close(file);
+	samepage_close(sp);
+	munmap(p, pages * pt_page());
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(registered_buffers_are_pinned),
+		cmocka_unit_test(fork_shared_pages),
+		cmocka_unit_test(huge_pages),
+		cmocka_unit_test(huge_page_partly_pinned),
+	};
+
+	return PT_MAIN("proc-pin", tests);
+}
