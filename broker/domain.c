@@ -135,7 +135,7 @@ static void domain_free(struct broker *b, struct broker_domain *d)
 void broker_domain_free_all(struct broker *b)
 {
 	while (!TAILQ_EMPTY(&b->domains))
-		domain_free(b, TAILQ_FIRST(&b->domains));
+		domain_free(b, TAILQ_FIRST(&b->domains)); /* NOLINT: it leaves the list first */
 }
 
 void broker_domain_check_room(struct broker *b, struct broker_domain *d)

@@ -8,7 +8,7 @@
 
 #include "broker/broker.h"
 
-#define SECONDS_MAX (365u * 24 * 3600)
+#define SECONDS_MAX (UINT64_C(365) * 24 * 3600)
 
 enum option_id {
 	OPT_SOCKET = 1000,

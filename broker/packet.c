@@ -20,7 +20,7 @@
 #include "broker/broker.h"
 
 #define OUT_PACKETS_MAX 256u
-#define OUT_BYTES_MAX (1024u * 1024)
+#define OUT_BYTES_MAX (UINT64_C(1) << 20)
 #define KERNEL_FDS_MAX 253u
 
 /* Take the first packet off the socket; its fds are never received. */

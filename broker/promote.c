@@ -28,7 +28,7 @@
 #include "sys/sys.h"
 
 /* More than what a batch of CORE_WIRE_SUBMIT_MAX insertions adds to the index. */
-#define INDEX_AHEAD_BYTES (32u * 1024)
+#define INDEX_AHEAD_BYTES (UINT64_C(32) << 10)
 
 /*
  * Without memory for a bucket, the first store to it would be a SIGBUS (strict

@@ -106,7 +106,7 @@ static int map_for_writing(struct broker_store *st, int fd, struct stat *about)
 static int segment_new(struct broker_store *st, struct broker_segment **out)
 {
 	struct broker_segment *seg;
-	struct stat about;
+	struct stat about = { 0 };
 	int fd = broker_memfd_new("samepage-store", broker_segment_bytes(st), 0444);
 	int r;
 

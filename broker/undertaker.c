@@ -15,7 +15,7 @@
 #include "broker/broker.h"
 
 #define UNDERTAKERS_MAX 16
-#define UNDERTAKER_STACK_BYTES (64 * 1024)
+#define UNDERTAKER_STACK_BYTES ((size_t)64 << 10)
 
 static _Atomic int busy;
 

@@ -205,7 +205,7 @@ static bool pidfd_is_self(int pidfd)
 	sys->close(fd);
 	text[got < 0 ? 0 : got] = '\0';
 	pid = strstr(text, "\nPid:");
-	return pid && atoi(pid + strlen("\nPid:")) == (int)sys_raw(SYS_getpid, 0, 0, 0);
+	return pid && strtol(pid + strlen("\nPid:"), NULL, 10) == (int)sys_raw(SYS_getpid, 0, 0, 0);
 }
 
 ssize_t shim_process_advise(int pidfd, const struct iovec *iov, size_t count, int advice,

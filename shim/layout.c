@@ -115,7 +115,7 @@ static void fix_thread_stacks(rlim_t soft)
 void shim_layout_start(void)
 {
 	rlim_t normal, raised;
-	struct rlimit now;
+	struct rlimit now = { 0 };
 
 	if (!parse_limit(getenv("SAMEPAGE_STACK_LIMIT"), &normal) || get_limit(&now) < 0)
 		return;
@@ -202,7 +202,7 @@ static int exec_with_layout(const struct exec_call *call, char *const envp[])
 {
 	char text[64], **copy;
 	size_t count = 0, at = 0;
-	struct rlimit before;
+	struct rlimit before = { 0 };
 	int ret;
 
 	if (!shim_layout.active || !child_is_client(envp, &count, &at) || get_limit(&before) < 0 ||
@@ -281,7 +281,7 @@ static bool spawn_begins(char *const envp[])
 {
 	struct proc_mem_guard guard;
 	size_t count, at;
-	struct rlimit now;
+	struct rlimit now = { 0 };
 	bool raised = true;
 
 	if (!shim_layout.active || !child_is_client(envp, &count, &at))
@@ -301,7 +301,7 @@ static bool spawn_begins(char *const envp[])
 static void spawn_ends(void)
 {
 	struct proc_mem_guard guard;
-	struct rlimit now;
+	struct rlimit now = { 0 };
 
 	proc_mem_lock(&guard);
 	/* Somebody else's new limit meanwhile: his. */

@@ -93,7 +93,7 @@ intptr_t shim_shmat(int id, const void *addr, int flags)
 {
 	struct proc_mem_guard guard;
 	struct shim_range range;
-	struct shmid_ds info;
+	struct shmid_ds info = { 0 };
 	intptr_t ret;
 
 	if (!shim_is_ready())
