@@ -88,7 +88,7 @@ struct proc_work {
 	uint32_t tags_out[CORE_WIRE_TAGS_MAX];
 	char maps_buf[65536];
 	char count_buf[16384]; /* for a walk inside a walk */
-	uint8_t packet[CORE_WIRE_BYTES_MAX];
+	_Alignas(8) uint8_t packet[CORE_WIRE_BYTES_MAX];
 };
 
 enum proc_call_kind {

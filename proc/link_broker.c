@@ -39,7 +39,7 @@ struct broker_link {
 	bool held; /* a REQUEST that came while we waited for an answer */
 	struct core_wire_request held_request;
 	bool held_trim;
-	uint8_t in[CORE_WIRE_BYTES_MAX];
+	_Alignas(8) uint8_t in[CORE_WIRE_BYTES_MAX]; /* read as the packets' structures */
 	union {
 		struct core_wire_submit submit;
 		struct core_wire_tags tags;
