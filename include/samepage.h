@@ -140,9 +140,17 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  * The caller vouches that nobody unmaps the range, maps over it, or changes its
  * protection or advice during the call; reading and writing it is fine from
  * any thread, in user or kernel mode, and by DMA. After the call the memory
- * behaves as before, with one exception: discard merged memory with
- * samepage_discard() in place of madvise(MADV_DONTNEED or MADV_FREE), which
- * would bring the merged bytes back instead of zeros.
+ * behaves as before, with these exceptions (the preload library takes care of
+ * them for programs that it serves):
+ *
+ *   madvise  discard merged memory with samepage_discard() in place of
+ *            MADV_DONTNEED or MADV_FREE, which would bring the merged bytes back
+ *            instead of zeros
+ *   mremap   do not grow or move merged memory, also not after
+ *            samepage_unmerge(): it consists of several mappings (EFAULT), and
+ *            what it grows by would show other pages of the store
+ *   userfaultfd  do not register merged memory: a missing page is never missing
+ *            there
  *
  * Mappings in the range that cannot be merged are skipped and counted, that is
  * no error. result may be NULL.

@@ -57,6 +57,15 @@ static void keep_from_children(struct embedded_link *em)
 	em->kept = segments;
 }
 
+/* The pointer goes first: a fork in between must not leave a child with it. */
+static void free_ring(struct embedded_link *em)
+{
+	uint8_t *ring = em->link.ring;
+
+	em->link.ring = NULL;
+	proc_arena_free(ring, em->ring_bytes);
+}
+
 static int embedded_connect(struct proc_link *link)
 {
 	struct embedded_link *em = of(link);
@@ -76,8 +85,7 @@ static int embedded_connect(struct proc_link *link)
 		return -ENOMEM;
 	err = broker_store_new(&em->store, &params);
 	if (err < 0) {
-		proc_arena_free(link->ring, em->ring_bytes);
-		link->ring = NULL;
+		free_ring(em);
 		return err;
 	}
 	link->index = *broker_store_index(em->store);
@@ -95,8 +103,7 @@ static void embedded_disconnect(struct proc_link *link)
 	if (em->store)
 		broker_store_free(em->store);
 	em->store = NULL;
-	proc_arena_free(link->ring, em->ring_bytes);
-	link->ring = NULL;
+	free_ring(em);
 	link->connected = false;
 }
 
@@ -124,8 +131,7 @@ static void embedded_forget(struct proc_link *link)
 	struct embedded_link *em = of(link);
 
 	em->store = NULL; /* a few bytes of the parent's heap, copied */
-	proc_arena_free(link->ring, em->ring_bytes);
-	link->ring = NULL;
+	free_ring(em);
 	link->connected = false;
 }
 

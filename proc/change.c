@@ -176,6 +176,33 @@ static int plain(uint64_t start, uint64_t end, int advice)
 	return sys->madvise((void *)start, end - start, advice);
 }
 
+/*
+ * /proc is not to be read (no descriptor left, a chroot without it): what may be
+ * merged gets its zeros written. Dearer in memory than it should be, but zeros.
+ */
+static int discard_by_writing(uint64_t start, uint64_t end, int advice)
+{
+	static const uint8_t zeros[4096];
+	int result = plain(start, end, advice);
+
+	for (uint64_t at = start; at < end; at += sizeof(zeros)) {
+		struct iovec from = { (void *)zeros, sizeof(zeros) };
+		struct iovec to = { (void *)at, sizeof(zeros) };
+
+		if (!proc_mem_maybe_merged(at, at + 1))
+			continue;
+		if (sys->write_self(&from, 1, &to, 1) != (ssize_t)sizeof(zeros))
+			return -EAGAIN;
+	}
+	return result;
+}
+
+/* What the kernel says to this advice here: locked or sealed memory is to be left alone. */
+static int ask_kernel(const struct store_vma *vma, int advice)
+{
+	return plain(vma->start, vma->end, advice == MADV_FREE ? MADV_DONTNEED : advice);
+}
+
 int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 {
 	struct collect c = { .start = start, .end = end };
@@ -185,11 +212,14 @@ int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 	do {
 		err = collect_store(&c);
 		if (err < 0)
-			return err == -ENOENT ? -ENOMEM : -EAGAIN;
+			return discard_by_writing(c.start, end, advice);
 		for (unsigned i = 0; i < c.n; i++) {
 			err = plain(at, c.vma[i].start, advice);
 			if (err < 0)
 				result = err;
+			err = ask_kernel(&c.vma[i], advice);
+			if (err < 0)
+				return err;
 			/* A failure here leaves the old bytes: the caller must hear. */
 			err = fresh_anonymous(c.vma[i].start, c.vma[i].end, c.vma[i].prot);
 			if (err < 0)

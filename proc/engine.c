@@ -26,6 +26,8 @@
 #define STACK_BYTES (256u << 10)
 /* SIGURG is ignored by default, so that one that goes astray does no harm. */
 #define WAKE_SIGNAL SIGURG
+/* A program's filter may forbid the signal that wakes us: then closing takes so long. */
+#define IDLE_MSEC 10000
 #define RECONNECT_FIRST_USEC 250000u
 #define RECONNECT_MOST_USEC 5000000u
 
@@ -199,6 +201,8 @@ static int private_table(void)
 #endif
 	if (err < 0)
 		return err;
+	/* setns(2) into a mount namespace wants a file system context of one's own. */
+	(void)sys->unshare_fs();
 	do {
 		fd = sys->open("/dev/null", O_RDWR | O_CLOEXEC, 0);
 	} while (fd >= 0 && fd < 2);
@@ -236,7 +240,7 @@ static void wait_for_work(struct proc_engine *e)
 	struct pollfd fds[2] = { { .fd = e->sigfd, .events = POLLIN },
 				 { .fd = e->link->poll_fd, .events = POLLIN } };
 	uint64_t now = sys_now_usec();
-	int timeout = -1;
+	int timeout = IDLE_MSEC;
 
 	proc_engine_rest(e);
 	/* A shim keeps looking for its broker; a library handle waits to be called. */
@@ -282,12 +286,12 @@ static void *engine_main(void *arg)
 	proc_mem_engine_starts();
 	err = start(e);
 	e->start_error = err;
+	if (err < 0)
+		teardown(e);
 	atomic_store(&e->state, err < 0 ? PROC_DEAD : PROC_IDLE);
 	sys_futex_wake(&e->state, INT_MAX);
-	if (err < 0) {
-		teardown(e);
+	if (err < 0)
 		return NULL;
-	}
 	while (atomic_load(&e->state) != PROC_CLOSING) {
 		take_call(e);
 		/* A pass may have found the broker gone: let go of what is left. */
@@ -325,9 +329,17 @@ static int start_thread(struct proc_engine *e)
 	/* Inherited by the thread: it never runs a handler of the program. */
 	sys_sigmask_block_all(&saved);
 	err = -pthread_create(&e->thread, &attr, engine_main, e);
+	e->joinable = err == 0;
 	sys_sigmask_restore(&saved);
 	pthread_attr_destroy(&attr);
 	return err;
+}
+
+static void join(struct proc_engine *e)
+{
+	if (e->joinable)
+		pthread_join(e->thread, NULL);
+	e->joinable = false;
 }
 
 static int wait_started(struct proc_engine *e)
@@ -336,7 +348,7 @@ static int wait_started(struct proc_engine *e)
 		sys_futex_wait(&e->state, PROC_STARTING, -1);
 	if (atomic_load(&e->state) != PROC_DEAD)
 		return 0;
-	pthread_join(e->thread, NULL);
+	join(e);
 	return e->start_error;
 }
 
@@ -382,13 +394,13 @@ fail:
 	return err;
 }
 
-static void wake(struct proc_engine *e)
+static int wake(struct proc_engine *e)
 {
 	/* The thread may not have looked at its tid yet: it looks at the mailbox
 	 * before it first waits. */
 	while (atomic_load(&e->state) == PROC_STARTING)
 		sys_futex_wait(&e->state, PROC_STARTING, -1);
-	sys->tgkill(getpid(), e->tid, WAKE_SIGNAL);
+	return sys->tgkill(getpid(), e->tid, WAKE_SIGNAL);
 }
 
 void proc_engine_free(struct proc_engine *e)
@@ -400,9 +412,9 @@ void proc_engine_free(struct proc_engine *e)
 		(void)wait_started(e);
 	if (atomic_load(&e->state) == PROC_IDLE) {
 		atomic_store(&e->state, PROC_CLOSING);
-		wake(e);
-		pthread_join(e->thread, NULL);
+		(void)wake(e);
 	}
+	join(e);
 	e->link->ops->free(e->link);
 	free_memory(e);
 }
@@ -428,16 +440,14 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	memset(&e->call.result, 0, sizeof(e->call.result));
 	atomic_store(&e->call.done, 0);
 	atomic_store(&e->call_posted, 1);
-	wake(e);
+	err = wake(e);
+	/* Not to be reached (a seccomp filter?): take the call back, if it is still there. */
+	if (err < 0 && atomic_exchange(&e->call_posted, 0))
+		return err;
 	while (!atomic_load(&e->call.done))
-		/* Wakes may be lost with the signal (a filter of the program's):
-		 * then the engine is looked after again. */
-		if (sys_futex_wait(&e->call.done, 0, 1000) == -ETIMEDOUT) {
-			if (atomic_load(&e->state) == PROC_DEAD)
-				return e->start_error;
-			if (atomic_load(&e->call_posted))
-				wake(e);
-		}
+		if (sys_futex_wait(&e->call.done, 0, 1000) == -ETIMEDOUT &&
+		    atomic_load(&e->state) == PROC_DEAD)
+			return e->start_error;
 	return e->call.error;
 }
 
@@ -475,19 +485,12 @@ void proc_engine_forked(struct proc_engine *e)
 	 * was never in this process's table. */
 	atomic_store(&e->call_lock, 0);
 	atomic_store(&e->call_posted, 0);
+	e->joinable = false;
 	e->link->ops->forget(e->link);
 	proc_segments_forget(e);
-	for (unsigned i = 0; i < 2; i++) {
-		/* Staging is empty while the memory lock is held; the child's copy
-		 * of the area has lost its registration. */
-		if (e->staging[i].base) {
-			size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
-
-			proc_mem_exclude_end(e->staging[i].base, bytes);
-			sys->munmap(e->staging[i].base, bytes);
-		}
-		e->staging[i] = (struct proc_staging){ 0 };
-	}
+	/* The child's copies of the staging areas have lost their registration. */
+	for (unsigned i = 0; i < 2; i++)
+		proc_freeze_free_staging(e, &e->staging[i]);
 	atomic_store(&e->state, PROC_DEAD);
 }
 

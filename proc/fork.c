@@ -2,65 +2,54 @@
 /*
  * fork(2) and the engines.
  *
- * A child made while pages are in staging would find holes, so whoever forks
- * holds the memory lock across the fork: nothing is frozen then, and the range
- * sets are whole. In the child every engine is without a thread; it starts a new
- * one at once (the shim) or with the next call (library handles).
+ * A child made while pages are in staging would find holes, so from prepare on no
+ * engine gets the memory lock, until the parent says that the fork is over. The
+ * lock itself is not held meanwhile: other handlers and libc take locks of their own
+ * during a fork, and whoever holds one of those may be waiting for ours in mmap.
+ * In the child every engine is without a thread; it starts a new one at once (the
+ * shim) or with the next call (library handles).
  *
  * The hooks may be called twice for one fork (by pthread_atfork and by a program
- * that was told to call them): the thread that prepared is remembered, and what
- * it calls again is nothing.
+ * that was told to call them): each thread knows whether it has prepared.
  */
 #include <errno.h>
 #include <pthread.h>
 
 #include "proc/internal.h"
 
-static _Atomic int prepared_by; /* tid of the thread that forks; under the lock */
-static struct proc_mem_guard fork_guard;
+/* Initial-exec: reading it must not allocate. */
+static __thread bool prepared __attribute__((tls_model("initial-exec")));
 static bool revive_at_once;
 static pthread_once_t install_once = PTHREAD_ONCE_INIT;
 static int install_error;
 
 void proc_fork_prepare(void)
 {
-	struct proc_mem_guard g;
-	int me = sys_gettid();
-
-	if (atomic_load(&prepared_by) == me)
+	if (prepared)
 		return;
-	proc_mem_lock(&g);
-	fork_guard = g;
-	atomic_store(&prepared_by, me);
-	proc_mem_lock_forking(me);
+	prepared = true;
+	proc_mem_fork_begins();
 }
 
 void proc_fork_parent(void)
 {
-	struct proc_mem_guard g;
-
-	if (atomic_load(&prepared_by) != sys_gettid())
+	if (!prepared)
 		return;
-	g = fork_guard;
-	atomic_store(&prepared_by, 0);
-	proc_mem_lock_forking(0);
-	proc_mem_unlock(&g);
+	prepared = false;
+	proc_mem_fork_ends();
 }
 
 void proc_fork_child(void)
 {
-	struct proc_mem_guard g = fork_guard;
-
-	if (!atomic_load(&prepared_by))
+	if (!prepared)
 		return;
-	atomic_store(&prepared_by, 0);
-	proc_mem_lock_reinit();
+	prepared = false;
+	proc_mem_fork_child();
 	for (struct proc_engine *e = proc_engines(); e; e = e->next) {
 		proc_engine_forked(e);
 		if (revive_at_once)
 			(void)proc_engine_revive(e);
 	}
-	sys_sigmask_restore(&g.saved);
 }
 
 void proc_fork_revive_at_once(bool yes)

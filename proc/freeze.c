@@ -43,7 +43,6 @@ struct freeze {
 	struct core_plan_page *plan;
 	uint8_t *staged; /* of each page: is it in the staging area? */
 	struct proc_staging *staging;
-	bool remade;           /* a hole got a new anonymous mapping */
 	uint32_t lo, hi; /* planned pages are within [lo, hi) of the chunk */
 };
 
@@ -128,21 +127,30 @@ int proc_freeze_setup(struct proc_engine *e)
 		sys->close(fd);
 		return err < 0 ? err : -ENOSYS;
 	}
+	/* Staging areas of an earlier descriptor are registered with that. */
+	for (unsigned i = 0; i < 2; i++)
+		proc_freeze_free_staging(e, &e->staging[i]);
 	e->uffd = fd;
 	return 0;
 }
 
-void proc_freeze_teardown(struct proc_engine *e)
+void proc_freeze_free_staging(struct proc_engine *e, struct proc_staging *st)
 {
 	size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint8_t *base = st->base;
 
-	for (unsigned i = 0; i < 2; i++) {
-		if (!e->staging[i].base)
-			continue;
-		proc_mem_exclude_end(e->staging[i].base, bytes);
-		sys->munmap(e->staging[i].base, bytes);
-		e->staging[i] = (struct proc_staging){ 0 };
-	}
+	/* The pointer goes first: a fork in between must not leave a child with it. */
+	*st = (struct proc_staging){ 0 };
+	if (!base)
+		return;
+	proc_mem_exclude_end(base, bytes);
+	sys->munmap(base, bytes);
+}
+
+void proc_freeze_teardown(struct proc_engine *e)
+{
+	for (unsigned i = 0; i < 2; i++)
+		proc_freeze_free_staging(e, &e->staging[i]);
 	if (e->uffd >= 0)
 		sys->close(e->uffd);
 	e->uffd = -1;
@@ -189,7 +197,24 @@ static int run_flags(const struct freeze *f)
 	return MAP_PRIVATE | (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
 }
 
-/* A long run: the mapping that will be moved over the hole, populated. */
+/* Advice that a file mapping can carry and a program would miss. */
+#define ADVISED (PROC_ODD_DONTFORK | PROC_ODD_DONTDUMP)
+
+static int give_advice(struct freeze *f, void *at, size_t bytes)
+{
+	int err = 0;
+
+	if (f->c->odd & PROC_ODD_DONTFORK)
+		err = sys->madvise(at, bytes, MADV_DONTFORK);
+	if (err == 0 && (f->c->odd & PROC_ODD_DONTDUMP))
+		err = sys->madvise(at, bytes, MADV_DONTDUMP);
+	return err;
+}
+
+/*
+ * A long run, or one that carries advice (which can fail, so it is given before
+ * anybody can see it): the mapping that will be moved over the hole, populated.
+ */
 static uint8_t *premap(struct freeze *f, const struct core_plan_run *run)
 {
 	size_t bytes = bytes_of(f, run->pages);
@@ -202,7 +227,8 @@ static uint8_t *premap(struct freeze *f, const struct core_plan_run *run)
 	p = sys->mmap(NULL, bytes, f->c->prot, run_flags(f), fd, (off_t)offset);
 	if (p < 0)
 		return NULL;
-	if (sys->madvise((void *)p, bytes, MADV_POPULATE_READ) < 0) {
+	if (give_advice(f, (void *)p, bytes) < 0 ||
+	    sys->madvise((void *)p, bytes, MADV_POPULATE_READ) < 0) {
 		sys->munmap((void *)p, bytes);
 		return NULL;
 	}
@@ -227,8 +253,13 @@ static void find_bytes(struct freeze *f)
 		w->premap[first] = NULL;
 		if (w->runs[r].kind != CORE_PLAN_SLOT)
 			continue;
-		if (pages >= PROC_PREMAP_PAGES)
+		if (pages >= PROC_PREMAP_PAGES || (f->c->odd & ADVISED))
 			long_run = premap(f, &w->runs[r]);
+		if (!long_run && (f->c->odd & ADVISED)) {
+			for (uint32_t k = 0; k < pages; k++)
+				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
+			continue;
+		}
 		w->premap[first] = long_run;
 		w->premap_pages[first] = pages;
 		for (uint32_t k = 0; k < pages; k++) {
@@ -354,9 +385,9 @@ static void stage(struct freeze *f)
 }
 
 /* Step 3b. MADV_DOFORK on memory that is not DONTFORK is that call. */
-static void wait_for_unpinned(struct freeze *f)
+static int wait_for_unpinned(struct freeze *f)
 {
-	sys->madvise(stage_at(f, f->lo), f->e->page_bytes, MADV_DOFORK);
+	return sys->madvise(stage_at(f, f->lo), f->e->page_bytes, MADV_DOFORK);
 }
 
 /* --- back from staging ---------------------------------------------------- */
@@ -369,32 +400,51 @@ static void pause_a_moment(void)
 }
 
 /*
- * Give the hole a mapping like the one it had. how: MAP_FIXED or
- * MAP_FIXED_NOREPLACE. Once it is there it gets registered, however long that
- * takes: the pages can only be moved into a registered mapping.
+ * Linux before 6.12 unmaps first when it maps over something, and may fail
+ * afterwards: then there is a hole. A mapping like the one that was there is made
+ * elsewhere, gets the pages, and is moved over the hole in one step, so that nobody
+ * ever sees it empty. 0, or -errno: try again.
  */
-static int remake(struct freeze *f, uint32_t i, uint32_t n, int how)
+static int fill_hole(struct freeze *f, uint32_t i, uint32_t n)
 {
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | how |
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS |
 		    (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
-	intptr_t p = sys->mmap(page_at(f, i), bytes_of(f, n), f->c->prot, flags, -1, 0);
+	size_t bytes = bytes_of(f, n), moved = 0;
+	intptr_t p = sys->mmap(NULL, bytes, f->c->prot, flags, -1, 0), q;
+	int err;
 
 	if (p < 0)
 		return (int)p;
-	f->remade = true;
-	proc_mem_reapply_odd((uintptr_t)page_at(f, i), (uintptr_t)page_at(f, i + n), f->c->odd);
-	while (sys->uffd_register(f->e->uffd, page_at(f, i), bytes_of(f, n),
-				  UFFDIO_REGISTER_MODE_MISSING) < 0)
-		pause_a_moment();
-	return 0;
+	proc_mem_reapply_odd((uint64_t)p, (uint64_t)p + bytes, f->c->odd);
+	err = sys->uffd_register(f->e->uffd, (void *)p, bytes, UFFDIO_REGISTER_MODE_MISSING);
+	if (err == 0)
+		err = sys->uffd_move(f->e->uffd, (void *)p, stage_at(f, i), bytes, &moved);
+	if (err == 0) {
+		q = sys->mremap((void *)p, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+				page_at(f, i));
+		if (q >= 0)
+			return 0;
+		err = (int)q;
+	}
+	/* Back to staging with what got here; that cannot take less memory. */
+	for (size_t back = 0, done; back < moved; back += done) {
+		done = 0;
+		sys->uffd_move(f->e->uffd, stage_at(f, i) + back, (void *)(p + (intptr_t)back),
+			       moved - back, &done);
+		if (!done)
+			pause_a_moment();
+	}
+	sys->munmap((void *)p, bytes);
+	return err;
 }
 
 /*
  * Move staged pages [i, i + n) back to where they came from. Does not return
  * before they are back, unless somebody else's mapping is there now (a broken
- * promise of the caller: then there is nothing to put them back into).
+ * promise of the caller: then there is nothing to put them back into). hole: a call
+ * of ours failed that may have left one.
  */
-static void put_back(struct freeze *f, uint32_t i, uint32_t n)
+static void put_back(struct freeze *f, uint32_t i, uint32_t n, bool hole)
 {
 	uint32_t end = i + n;
 
@@ -408,13 +458,14 @@ static void put_back(struct freeze *f, uint32_t i, uint32_t n)
 		i += done;
 		if (i == end || err == 0)
 			continue;
-		/* A mapping that we made ourselves can come populated (MCL_FUTURE). */
-		if (err == -EEXIST && f->remade)
-			memcpy(page_at(f, i), stage_at(f, i), f->e->page_bytes);
-		if (err != -EEXIST)
+		if (err == -ENOENT && hole && fill_hole(f, i, end - i) == 0) {
+			memset(f->staged + i, 0, end - i);
+			return;
+		}
+		if (err != -EEXIST && !(err == -ENOENT && hole))
 			err = sys->uffd_copy(f->e->uffd, page_at(f, i), stage_at(f, i),
 					     f->e->page_bytes, &copied);
-		if (err == 0 || err == -EEXIST || err == -ENOENT) {
+		if (err == 0 || err == -EEXIST || (err == -ENOENT && !hole)) {
 			f->staged[i] = 0;
 			i++;
 			continue;
@@ -423,23 +474,22 @@ static void put_back(struct freeze *f, uint32_t i, uint32_t n)
 	}
 }
 
-/*
- * A run could not be mapped: its pages go home. replace: the slots are mapped
- * there already and have to make way. Otherwise the old mapping should still be
- * there, but Linux before 6.12 unmaps first and may fail afterwards: then there
- * is a hole, and NOREPLACE fills exactly that.
- */
-static void undo_run(struct freeze *f, uint32_t i, uint32_t n, bool replace,
-		     enum samepage_reason why)
+/* A run could not be mapped: its pages go home. */
+static void undo_run(struct freeze *f, uint32_t i, uint32_t n, enum samepage_reason why)
 {
-	int how = replace ? MAP_FIXED : MAP_FIXED_NOREPLACE;
-	int err;
-
-	while ((err = remake(f, i, n, how)) < 0 && err != -EEXIST)
-		pause_a_moment();
-	put_back(f, i, n);
+	put_back(f, i, n, true);
 	for (uint32_t k = i; k < i + n; k++)
 		proc_plan_skip(&f->plan[k], why);
+}
+
+static void put_all_back(struct freeze *f)
+{
+	for (uint32_t i = f->lo; i < f->hi; i++) {
+		if (!f->staged[i])
+			continue;
+		put_back(f, i, 1, false);
+		proc_plan_skip(&f->plan[i], SAMEPAGE_REASON_FAILED);
+	}
 }
 
 /* --- 4: byte for byte ----------------------------------------------------- */
@@ -486,7 +536,7 @@ static void verify(struct freeze *f)
 			note_mismatch(f, i + n);
 			n++;
 		}
-		put_back(f, i, n);
+		put_back(f, i, n, false);
 		i += n;
 	}
 }
@@ -509,24 +559,15 @@ static int map_run(struct freeze *f, const struct core_plan_run *run, uint32_t f
 			w->premap[first] = NULL;
 		return p < 0 ? (int)p : 0;
 	}
+	/* The run that the advice was given to is not this one any more: next time. */
+	if (f->c->odd & ADVISED)
+		return -EAGAIN;
 	fd = proc_segments_fd(f->e, run->slot, &offset);
 	if (fd < 0)
 		return fd;
 	p = sys->mmap(page_at(f, first), bytes, f->c->prot, run_flags(f) | MAP_FIXED, fd,
 		      (off_t)offset);
 	return p < 0 ? (int)p : 0;
-}
-
-/* The advice that a file mapping can carry and a program would miss. */
-static int keep_advice(struct freeze *f, uint32_t first, uint32_t pages)
-{
-	int err = 0;
-
-	if (f->c->odd & PROC_ODD_DONTFORK)
-		err = sys->madvise(page_at(f, first), bytes_of(f, pages), MADV_DONTFORK);
-	if (err == 0 && (f->c->odd & PROC_ODD_DONTDUMP))
-		err = sys->madvise(page_at(f, first), bytes_of(f, pages), MADV_DONTDUMP);
-	return err;
 }
 
 static void map_runs(struct freeze *f)
@@ -542,12 +583,10 @@ static void map_runs(struct freeze *f)
 			continue;
 		err = map_run(f, &runs[r], first);
 		if (err < 0) {
-			undo_run(f, first, runs[r].pages, false,
-				 err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY : SAMEPAGE_REASON_FAILED);
-			continue;
-		}
-		if (f->c->odd && keep_advice(f, first, runs[r].pages) < 0) {
-			undo_run(f, first, runs[r].pages, true, SAMEPAGE_REASON_NO_MEMORY);
+			undo_run(f, first, runs[r].pages,
+				 err == -ENOMEM	  ? SAMEPAGE_REASON_NO_MEMORY
+				 : err == -EAGAIN ? SAMEPAGE_REASON_CHANGED
+						  : SAMEPAGE_REASON_FAILED);
 			continue;
 		}
 		f->res->runs++;
@@ -578,8 +617,17 @@ static void thaw(struct freeze *f)
 		if (err == -EINVAL) {
 			/* Somebody broke the promise and mapped something else there. */
 			for (uint32_t i = f->lo; i < f->hi; i++)
-				(void)unregister(f, page_at(f, i), f->e->page_bytes);
+				/* Page by page takes mappings: at the limit, wait for them. */
+				while (unregister(f, page_at(f, i), f->e->page_bytes) == -ENOMEM)
+					pause_a_moment();
 			break;
+		}
+		if (err == -EPERM || err == -ENOSYS || err == -EACCES) {
+			/* A filter forbids it now. Closing does the same, once and for all:
+			 * every page is where it belongs by now. */
+			sys->close(f->e->uffd);
+			f->e->uffd = -1;
+			return;
 		}
 		pause_a_moment();
 	}
@@ -621,9 +669,12 @@ static void freeze_map_thaw(struct freeze *f)
 		return;
 	}
 	stage(f);
-	wait_for_unpinned(f);
-	verify(f);
-	map_runs(f);
+	if (wait_for_unpinned(f) == 0) {
+		verify(f);
+		map_runs(f);
+	} else {
+		put_all_back(f);
+	}
 	thaw(f);
 	f->res->frozen_usec += sys_now_usec() - since;
 }

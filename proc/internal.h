@@ -121,6 +121,7 @@ struct proc_engine {
 	pthread_t thread;
 	pid_t tid;
 	int start_error;
+	bool joinable; /* the thread is there to be joined */
 	uint8_t *stack; /* of the thread: own mapping with a guard page */
 	size_t stack_bytes;
 
@@ -196,6 +197,7 @@ static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason
 /* freeze.c: carry out work->plan */
 void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 			struct samepage_result *res);
+void proc_freeze_free_staging(struct proc_engine *e, struct proc_staging *st);
 int proc_freeze_setup(struct proc_engine *e);
 void proc_freeze_teardown(struct proc_engine *e);
 

@@ -8,6 +8,7 @@
 #include "proc/mem.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -15,7 +16,8 @@
 
 /* Innermost lock of the process; see mem.h for who takes it. */
 static _Atomic uint32_t mem_lock_word;
-static _Atomic int forking_tid; /* who holds it across a fork, or 0 */
+static _Atomic uint32_t forking; /* threads between fork_begins and fork_ends; futex */
+static unsigned passes;          /* under way, of all engines */
 
 static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 
@@ -78,11 +80,6 @@ static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 
 void proc_mem_lock(struct proc_mem_guard *guard)
 {
-	int forking = atomic_load(&forking_tid);
-
-	guard->nested = forking && forking == sys_gettid();
-	if (guard->nested)
-		return;
 	sys_sigmask_block_all(&guard->saved);
 	proc_lock(&mem_lock_word);
 }
@@ -91,8 +88,6 @@ void proc_mem_unlock(const struct proc_mem_guard *guard)
 {
 	sigset_t saved = guard->saved;
 
-	if (guard->nested)
-		return;
 	proc_unlock(&mem_lock_word);
 	sys_sigmask_restore(&saved);
 }
@@ -123,8 +118,19 @@ void proc_mem_engine_starts(void)
 
 void proc_mem_lock_engine(void)
 {
+	uint32_t forks;
+
 	engine_sigmask(false);
-	proc_lock(&mem_lock_word);
+	for (;;) {
+		proc_lock(&mem_lock_word);
+		forks = atomic_load(&forking);
+		if (!forks)
+			return;
+		proc_unlock(&mem_lock_word);
+		engine_sigmask(true);
+		sys_futex_wait(&forking, forks, -1);
+		engine_sigmask(false);
+	}
 }
 
 void proc_mem_unlock_engine(void)
@@ -133,16 +139,36 @@ void proc_mem_unlock_engine(void)
 	engine_sigmask(true);
 }
 
-void proc_mem_lock_forking(int tid)
+void proc_mem_fork_begins(void)
 {
-	atomic_store(&forking_tid, tid);
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	atomic_fetch_add(&forking, 1);
+	proc_mem_unlock(&guard);
 }
 
-void proc_mem_lock_reinit(void)
+void proc_mem_fork_ends(void)
 {
-	atomic_store(&forking_tid, 0);
+	atomic_fetch_sub(&forking, 1);
+	sys_futex_wake(&forking, INT_MAX);
+}
+
+void proc_mem_fork_child(void)
+{
+	bool torn = atomic_load(&mem_lock_word) != 0;
+
+	atomic_store(&forking, 0);
 	atomic_store(&mem_lock_word, 0);
 	atomic_store(&excluded_lock, 0);
+	passes = 0;
+	if (!torn)
+		return;
+	/* Their memory is left behind: what it says of itself may be wrong. */
+	core_rangeset_init(&owned, sets_realloc);
+	core_rangeset_init(&hull, sets_realloc);
+	core_rangeset_init(&stale, sets_realloc);
+	hull_everything = stale_everything = true;
 }
 
 /* --- owned ---------------------------------------------------------------- */
@@ -299,11 +325,19 @@ void proc_mem_set_before_pass(void (*fn)(void))
 
 void proc_mem_pass_begins(void)
 {
-	core_rangeset_free(&stale);
-	core_rangeset_init(&stale, sets_realloc);
-	stale_everything = false;
+	/* Another engine's pass still needs to know what changed since it began. */
+	if (passes++ == 0) {
+		core_rangeset_free(&stale);
+		core_rangeset_init(&stale, sets_realloc);
+		stale_everything = false;
+	}
 	if (before_pass)
 		before_pass();
+}
+
+void proc_mem_pass_ends(void)
+{
+	passes--;
 }
 
 /* --- hull ----------------------------------------------------------------- */

@@ -21,7 +21,7 @@
  * while the engine holds it nothing else does, and the others freeze nothing.
  *
  * Program threads take it with all signals blocked (a handler that calls mmap
- * would deadlock otherwise). fork takes it too (proc/fork.h).
+ * would deadlock otherwise). What fork needs: proc_mem_fork_begins().
  */
 #ifndef SAMEPAGE_PROC_MEM_H
 #define SAMEPAGE_PROC_MEM_H
@@ -48,13 +48,9 @@ enum proc_odd {
 
 struct proc_mem_guard {
 	sigset_t saved;
-	bool nested; /* the thread that forks has it already */
 };
 
-/*
- * For program threads. Not recursive, but for the thread that proc_fork_prepare()
- * made the holder: other programs' fork handlers may map and unmap memory.
- */
+/* For program threads. Not recursive. */
 void proc_mem_lock(struct proc_mem_guard *guard);
 void proc_mem_unlock(const struct proc_mem_guard *guard);
 /*
@@ -65,10 +61,16 @@ void proc_mem_unlock(const struct proc_mem_guard *guard);
 void proc_mem_engine_starts(void);
 void proc_mem_lock_engine(void);
 void proc_mem_unlock_engine(void);
-/* The lock now belongs to thread tid, which forks (0: to nobody). */
-void proc_mem_lock_forking(int tid);
-/* In a forked child, whoever held it: free again. Sets stay as they are. */
-void proc_mem_lock_reinit(void);
+/*
+ * fork: between begin and end no engine gets the lock, so nothing is frozen; but
+ * nobody holds the lock across other fork handlers or libc's own fork locks, whose
+ * holders may be waiting in mmap. In the child the lock is free again; if another
+ * thread held it, the sets may be half changed: nothing is owned then, and the
+ * hull is everything.
+ */
+void proc_mem_fork_begins(void);
+void proc_mem_fork_ends(void);
+void proc_mem_fork_child(void);
 
 /* All below: lock held. Addresses are rounded outwards to pages. */
 
@@ -103,7 +105,8 @@ void proc_mem_reapply_odd(uint64_t start, uint64_t end, uint32_t odd);
 uint32_t proc_mem_odd(uint64_t addr);
 /* A program's advice changed the odd flags of possibly merged memory. */
 void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear);
-void proc_mem_pass_begins(void); /* clears stale; calls the hook below */
+void proc_mem_pass_begins(void); /* the first one clears stale; calls the hook below */
+void proc_mem_pass_ends(void);
 /* Called with the lock held before each pass: the shim brings `owned` up to date
  * with what moves without a call that it sees (libc's own brk). */
 void proc_mem_set_before_pass(void (*fn)(void));

@@ -304,6 +304,9 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	proc_mem_pass_begins();
 	proc_mem_unlock_engine();
 	sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each_vma, &p);
+	proc_mem_lock_engine();
+	proc_mem_pass_ends();
+	proc_mem_unlock_engine();
 	if (p.cursor < end)
 		p.gap = true;
 	if (mode == PROC_MODE_LOOK)

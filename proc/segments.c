@@ -49,11 +49,14 @@ static void close_fds(struct proc_engine *e)
 
 void proc_segments_forget(struct proc_engine *e)
 {
-	/* The fds were never in this process's table, the mappings were DONTFORK. */
-	if (e->segments)
-		proc_arena_free(e->segments, table_bytes(e));
+	struct proc_segment *table = e->segments;
+	size_t bytes = table_bytes(e);
+
+	/* The fds were never in a child's table, the mappings were DONTFORK. The
+	 * pointer goes first: a fork in between must not leave a child with it. */
 	e->segments = NULL;
 	e->segments_count = 0;
+	proc_arena_free(table, bytes);
 }
 
 int proc_segments_reset(struct proc_engine *e, uint32_t count)

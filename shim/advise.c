@@ -149,13 +149,32 @@ static int advise(void *addr, size_t bytes, const struct shim_range *range, int 
 	}
 }
 
+/*
+ * Advice that changes nothing that we record, and may take long or wait for another
+ * thread of the program (its userfaultfd handler, its FUSE server): without the lock.
+ */
+static bool may_block(int advice)
+{
+	switch (advice) {
+	case MADV_WILLNEED:
+	case MADV_COLD:
+	case MADV_PAGEOUT:
+	case MADV_POPULATE_READ:
+	case MADV_POPULATE_WRITE:
+	case 25: /* MADV_COLLAPSE */
+		return true;
+	default:
+		return false;
+	}
+}
+
 int shim_advise(void *addr, size_t bytes, int advice)
 {
 	struct proc_mem_guard guard;
 	struct shim_range range;
 	int ret;
 
-	if (!shim_is_ready() || !shim_page_aligned(addr) || !shim_range_of(addr, bytes, &range))
+	if (may_block(advice) || !shim_is_ready() || !shim_page_aligned(addr) || !shim_range_of(addr, bytes, &range))
 		return sys->madvise(addr, bytes, advice);
 	proc_mem_lock(&guard);
 	ret = advise(addr, bytes, &range, advice);

@@ -45,6 +45,19 @@ static bool makes_owned(int flags)
 	return !(flags & (MAP_GROWSDOWN | MAP_STACK | MAP_HUGETLB | MAP_LOCKED));
 }
 
+/*
+ * What MAP_POPULATE does after the mapping is made, failures ignored as there. Not
+ * under the lock: it may take long, and wait for another thread of the program.
+ */
+static void populate(intptr_t at, size_t bytes, int prot, int flags)
+{
+	bool write = (prot & PROT_WRITE) && (flags & MAP_TYPE) == MAP_PRIVATE;
+
+	if ((at < 0 && at >= -4095) || (flags & MAP_NONBLOCK) || !(prot & (PROT_READ | PROT_WRITE)))
+		return;
+	sys->madvise((void *)at, bytes, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+}
+
 intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
 {
 	struct proc_mem_guard guard;
@@ -54,7 +67,7 @@ intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t o
 	if (!shim_is_ready())
 		return sys->mmap(addr, bytes, prot, flags, fd, offset);
 	proc_mem_lock(&guard);
-	ret = sys->mmap(addr, bytes, prot, flags, fd, offset);
+	ret = sys->mmap(addr, bytes, prot, flags & ~MAP_POPULATE, fd, offset);
 	if (ret < 0 && ret >= -4095) {
 		if ((flags & MAP_FIXED) && shim_page_aligned(addr) &&
 		    shim_range_of(addr, bytes, &range))
@@ -66,6 +79,8 @@ intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t o
 			shim_forget(&range);
 	}
 	proc_mem_unlock(&guard);
+	if (flags & MAP_POPULATE)
+		populate(ret, bytes, prot, flags);
 	return ret;
 }
 

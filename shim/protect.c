@@ -9,7 +9,10 @@
  *
  *   mprotect, pkey_mprotect, munlock    touched
  *   mlock, mlock2    private copies of everything merged there first: locked memory
- *                    must be the program's own and resident; then touched
+ *                    must be the program's own and resident; touched before and
+ *                    after. The call itself, which may wait for another thread of
+ *                    the program, is made without the lock: a page that is merged
+ *                    in between is copied by the locking
  *   mlockall         the same over everything, and owning ends for good
  *   mbind, set_mempolicy_home_node, remap_file_pages    touched and disowned
  */
@@ -51,30 +54,32 @@ int shim_lock_pages(const void *addr, size_t bytes, unsigned flags)
 {
 	struct proc_mem_guard guard;
 	struct shim_range range;
-	uint64_t pages;
+	bool known = shim_range_of(addr, bytes, &range);
 	int ret = 0;
 
-	if (!shim_is_ready())
-		return (int)(flags ? sys_raw(SYS_mlock2, addr, bytes, flags) :
-				     sys_raw(SYS_mlock, addr, bytes, 0));
-	proc_mem_lock(&guard);
-	if (shim_range_of(addr, bytes, &range)) {
+	if (shim_is_ready() && known) {
+		proc_mem_lock(&guard);
 		proc_mem_touched(range.start, range.end);
 		/* Not writable now (EACCES): locked as it is, still correct memory. */
-		if (proc_mem_maybe_merged(range.start, range.end) &&
-		    proc_mem_unmerge(range.start, range.end, &pages) == -ENOMEM)
-			ret = -ENOMEM;
+		if (proc_mem_maybe_merged(range.start, range.end))
+			ret = proc_mem_unmerge(range.start, range.end, NULL);
+		proc_mem_unlock(&guard);
+		if (ret == -ENOMEM)
+			return ret;
 	}
-	if (ret == 0)
-		ret = (int)(flags ? sys_raw(SYS_mlock2, addr, bytes, flags) :
-				    sys_raw(SYS_mlock, addr, bytes, 0));
-	proc_mem_unlock(&guard);
+	ret = (int)(flags ? sys_raw(SYS_mlock2, addr, bytes, flags) :
+			    sys_raw(SYS_mlock, addr, bytes, 0));
+	if (shim_is_ready() && known) {
+		proc_mem_lock(&guard);
+		proc_mem_touched(range.start, range.end);
+		proc_mem_unlock(&guard);
+	}
 	return ret;
 }
 
 int shim_lock_all(int flags)
 {
-	uint64_t end = UINT64_MAX & ~(uint64_t)(sys_page_bytes() - 1), pages;
+	uint64_t end = UINT64_MAX & ~(uint64_t)(sys_page_bytes() - 1);
 	struct proc_mem_guard guard;
 	int ret;
 
@@ -86,7 +91,7 @@ int shim_lock_all(int flags)
 		shim_stop_owning();
 		proc_mem_touched(0, end);
 		if (proc_mem_maybe_merged(0, end))
-			proc_mem_unmerge(0, end, &pages);
+			proc_mem_unmerge(0, end, NULL);
 	}
 	proc_mem_unlock(&guard);
 	return ret;

@@ -247,6 +247,8 @@ intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int 
 		if (new_bytes < range.end - range.start)
 			range.end = range.start + new_bytes;
 		ret = look(&p, &range);
+		if (ret < 0)
+			ret = -ENOMEM; /* no descriptor, no /proc: what mremap can say */
 		if (ret == 0 && p.covered < range.end) /* hence no list */
 			ret = -EFAULT;
 		if (ret == 0 && !p.foreign && range.end < from->end)

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/stat.h>
@@ -115,6 +116,11 @@ int sys_real_epoll_wait(int ep, struct epoll_event *evs, int n, int timeout_msec
 int sys_real_close_range_unshare(unsigned first, unsigned last)
 {
 	return (int)sys_raw(__NR_close_range, first, last, CLOSE_RANGE_UNSHARE);
+}
+
+int sys_real_unshare_fs(void)
+{
+	return (int)sys_raw(__NR_unshare, CLONE_FS);
 }
 
 int sys_real_signalfd(int fd, const sigset_t *set)

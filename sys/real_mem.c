@@ -53,7 +53,15 @@ int sys_real_madvise(void *addr, size_t bytes, int advice)
 ssize_t sys_real_read_self(const struct iovec *to, unsigned long nto, const struct iovec *from,
 			   unsigned long nfrom)
 {
-	return sys_raw(__NR_process_vm_readv, sys_raw(__NR_getpid), to, nto, from, nfrom, 0);
+	/* By the thread's number: the process's stands for its first thread, which may
+	 * have ended and then has no memory any more. */
+	return sys_raw(__NR_process_vm_readv, sys_raw(__NR_gettid), to, nto, from, nfrom, 0);
+}
+
+ssize_t sys_real_write_self(const struct iovec *from, unsigned long nfrom, const struct iovec *to,
+			    unsigned long nto)
+{
+	return sys_raw(__NR_process_vm_writev, sys_raw(__NR_gettid), from, nfrom, to, nto, 0);
 }
 
 int sys_real_get_mempolicy_at(const void *addr, int *mode)

@@ -98,7 +98,10 @@ struct sys_peer {
 	X(int, signalfd, (int fd, const sigset_t *set), (fd, set)) /* nonblock, cloexec */         \
 	X(int, tgkill, (pid_t tgid, pid_t tid, int sig), (tgid, tid, sig))                         \
 	X(int, getrandom, (void *buf, size_t bytes), (buf, bytes))                                 \
-	X(int, inode, (int fd, uint64_t *inode), (fd, inode)) /* the number that maps shows */
+	X(int, inode, (int fd, uint64_t *inode), (fd, inode)) /* the number that maps shows */      \
+	X(ssize_t, write_self, (const struct iovec *from, unsigned long nfrom,                     \
+	  const struct iovec *to, unsigned long nto), (from, nfrom, to, nto))                      \
+	X(int, unshare_fs, (void), ())
 
 struct sys_ops {
 #define SYS_OPS_MEMBER(ret, name, params, args) ret(*name) params;
