@@ -9,7 +9,7 @@
 
 BUILD := build
 PREFIX ?= /usr/local
-PACKAGES := gcc libc6-dev pkg-config meson ninja-build python3 libxxhash-dev \
+PACKAGES := gcc g++ libc6-dev pkg-config meson ninja-build python3 libxxhash-dev \
 	libjson-c-dev libsystemd-dev libcmocka-dev
 
 # The system's own interpreter first: what stands before it in PATH may be a script.
@@ -21,7 +21,7 @@ CPPCHECK_DEFS = --platform=unix64 -D__x86_64__ -D__SIZEOF_LONG__=8 -D__NR_mmap=9
 	-D__GLIBC__=2 -D_GNU_SOURCE -DSAMEPAGE_VERSION='"0"' \
 	-D__LP64__=1 --include=$(QUEUE_H)
 
-.PHONY: all deps build run test bench install check-style clean
+.PHONY: all deps setup build products run test bench install check-style clean
 
 all: build
 
@@ -48,11 +48,17 @@ deps:
 		$$sudo apt-get update && \
 		$$sudo apt-get install -y --no-install-recommends $$missing; }; }
 
-build: deps
+setup: deps
 	@test -f $(BUILD)/meson-private/coredata.dat || meson setup $(BUILD) --prefix=$(PREFIX)
+
+build: setup
 	meson compile -C $(BUILD)
 
-run: build
+# What the demonstration needs: no tests, no benchmarks.
+products: setup
+	meson compile -C $(BUILD) samepage:executable samepaged samepage-preload
+
+run: products
 	@$(PYTHON) examples/demo.py $(BUILD)/samepage
 
 test: deps

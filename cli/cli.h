@@ -64,10 +64,15 @@ void cli_table_free(struct cli_table *t);
 double cli_mib(uint64_t bytes);
 double cli_mib_less(uint64_t before_bytes, uint64_t after_bytes); /* may be negative */
 double cli_pages_mib(uint64_t pages);
+/* a + b and a - b, or the end of the type that they would run over. */
+uint64_t cli_sum(uint64_t a, uint64_t b);
+int64_t cli_sum_signed(int64_t a, int64_t b);
+int64_t cli_less(uint64_t a, uint64_t b);
 /* Foreign text (command names): control and non-ASCII bytes become '?'. */
 const char *cli_clean(const char *text, char *buf, size_t bytes);
 void cli_json_print(struct json_object *o);
 void cli_json_u64(struct json_object *o, const char *key, uint64_t v);
+/* NULL: null. What is no UTF-8 in v becomes U+FFFD. */
 void cli_json_str(struct json_object *o, const char *key, const char *v);
 
 /* ctl.c ------------------------------------------------------------------- */
@@ -77,6 +82,7 @@ struct cli_broker {
 	uint32_t seq;
 	char path[SYS_PATH_BYTES]; /* where it listens, or was looked for */
 	char text[CORE_WIRE_TEXT_BYTES]; /* its own words for an error, or "" */
+	unsigned silent_sec; /* an operation was given up after that; 0: none was */
 	struct core_wire_welcome welcome;
 };
 
@@ -98,15 +104,23 @@ void cli_broker_close(struct cli_broker *b);
 void cli_broker_explain(const struct cli_broker *b, int err);
 /* The same without "samepage: ", for those who print it elsewhere. */
 void cli_broker_reason(const struct cli_broker *b, int err, char *buf, size_t bytes);
-/* Ask for op on processes; doing ("merging") is shown on a terminal if it takes long. */
+/*
+ * Ask for op on processes; doing ("merging") is shown on a terminal if it takes long.
+ * -ETIMEDOUT: no packet in timeout_sec.
+ */
+#define CLI_TIMEOUT_SEC 300u
 int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid, uint32_t count,
-	    const char *doing, struct cli_items *items);
+	    const char *doing, unsigned timeout_sec, struct cli_items *items);
 void cli_items_free(struct cli_items *items);
 
 /* report.c ---------------------------------------------------------------- */
 
 /* The pids of a command line; *pid is the caller's to free. CLI_DONE or CLI_USAGE. */
 int cli_parse_pids(const char *command, char **argv, int argc, int32_t **pid);
+/* The value of --timeout. CLI_DONE or CLI_USAGE. */
+int cli_parse_timeout(const char *command, const char *word, unsigned *timeout_sec);
+/* sum += r, each field up to the end of its type. */
+void cli_result_add(struct samepage_result *sum, const struct samepage_result *r);
 const struct core_wire_ctl_item *cli_items_find(const struct cli_items *items, int32_t pid);
 struct json_object *cli_json_item(const struct core_wire_ctl_item *item);
 void cli_json_result(struct json_object *o, const struct samepage_result *r);

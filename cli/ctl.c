@@ -5,20 +5,25 @@
  *   HELLO (control) -> WELCOME | ERROR
  *   CTL             -> CTL_ITEM per process, as they finish; then CTL_END | ERROR
  *
- * Every packet goes through core_wire_check() first. A silent broker is given
- * HELLO_MSEC to say hello; a pass may take as long as it takes, Ctrl-C ends
- * the wait (and not the pass).
+ * Every packet goes through core_wire_check() first. Nothing waits for ever: a
+ * broker is given CONNECT_SEC to have room for us, HELLO_MSEC to say hello, and
+ * the caller's timeout from each packet of an answer to the next, which has to be
+ * more than a pass of well-behaved clients takes (the broker gives those 120 s a
+ * step). Ctrl-C ends the wait (and not the pass).
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
 #include "core/domain.h"
 #include "sys/sys.h"
 
+#define CONNECT_SEC 5
 #define HELLO_MSEC 5000
 #define PROGRESS_MSEC 1000
 #define PROGRESS_USEC UINT64_C(1000000)
@@ -90,7 +95,7 @@ static int hello(struct cli_broker *b, uint32_t role, const char *domain)
 	core_wire_header_init(&hi.h, CORE_WIRE_HELLO, sizeof(hi), ++b->seq);
 	n = sys->send_msg(b->fd, &hi, sizeof(hi), NULL, 0, 0);
 	if (n < 0 && n != -EPIPE && n != -ECONNRESET) /* then it left a word why, perhaps */
-		return (int)n;
+		return n == -EAGAIN ? -ETIMEDOUT : (int)n;
 	err = receive(b, &p, HELLO_MSEC);
 	if (err < 0)
 		return err;
@@ -100,6 +105,48 @@ static int hello(struct cli_broker *b, uint32_t role, const char *domain)
 		return -EPROTO;
 	b->welcome = p.welcome;
 	return 0;
+}
+
+/*
+ * Connecting to a broker whose backlog is full blocks, as does sending to one that
+ * does not read: both only for the socket's send timeout.
+ */
+static int connect_bounded(const char *path)
+{
+	const struct timeval limit = { .tv_sec = CONNECT_SEC };
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd, err = 0;
+
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return -ENAMETOOLONG;
+	strcpy(addr.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) < 0)
+		err = -errno;
+	while (err == 0 && connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0)
+		if (errno != EINTR) /* stopped and continued, say */
+			err = errno == EAGAIN ? -ETIMEDOUT : -errno;
+	if (err < 0) {
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+/* The search and the check of the peer are sys_broker_connect()'s. */
+static int connect_broker(const char *path, char used[SYS_PATH_BYTES])
+{
+	const struct sys_ops *before = sys;
+	struct sys_ops bounded = *sys;
+	int fd;
+
+	bounded.socket_connect = connect_bounded;
+	sys = &bounded;
+	fd = sys_broker_connect(path, used);
+	sys = before;
+	return fd;
 }
 
 int cli_broker_open(struct cli_broker *b, const char *path, uint32_t role, const char *domain)
@@ -112,7 +159,7 @@ int cli_broker_open(struct cli_broker *b, const char *path, uint32_t role, const
 		snprintf(b->path, sizeof(b->path), "%s", path);
 	else if (sys_broker_own_path(b->path) < 0)
 		snprintf(b->path, sizeof(b->path), "$SAMEPAGE_SOCKET");
-	b->fd = sys_broker_connect(path, b->path);
+	b->fd = connect_broker(path, b->path);
 	if (b->fd < 0)
 		return b->fd;
 	err = hello(b, role, domain);
@@ -149,6 +196,11 @@ void cli_broker_reason(const struct cli_broker *b, int err, char *buf, size_t by
 	else if (err == -EPROTO || err == -EPROTONOSUPPORT)
 		snprintf(buf, bytes, "what listens on %s is no broker of this version (%s): "
 				     "restart samepaged", b->path, SAMEPAGE_VERSION);
+	else if (err == -ETIMEDOUT && b->silent_sec)
+		snprintf(buf, bytes,
+			 "the broker at %s said nothing for %u s: if `samepage check` finds it alive, "
+			 "be more patient (--timeout), else restart samepaged", b->path,
+			 b->silent_sec);
 	else if (err == -ETIMEDOUT)
 		snprintf(buf, bytes, "the broker at %s does not answer: restart samepaged",
 			 b->path);
@@ -257,14 +309,17 @@ static int send_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int
 		memcpy(ctl->pid, pid, count * sizeof(*pid));
 	n = sys->send_msg(b->fd, ctl, bytes, NULL, 0, 0);
 	free(ctl);
+	if (n == -EAGAIN)
+		return -ETIMEDOUT;
 	return n < 0 ? (int)n : 0;
 }
 
 int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid, uint32_t count,
-	    const char *doing, struct cli_items *items)
+	    const char *doing, unsigned timeout_sec, struct cli_items *items)
 {
 	struct progress progress = { .doing = doing, .since_usec = sys_now_usec(), .of = count,
 				     .tty = isatty(STDERR_FILENO) };
+	uint64_t heard_usec = sys_now_usec();
 	union packet *p;
 	int err;
 
@@ -277,10 +332,17 @@ int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pi
 	err = send_ctl(b, op, flags, pid, count);
 	while (err == 0) {
 		err = receive(b, p, PROGRESS_MSEC);
-		if (err == 0)
+		if (err == 0) {
+			heard_usec = sys_now_usec();
 			err = take_answer(b, p, items);
-		else if (err == -ETIMEDOUT || err == -EINTR)
+		} else if (err == -EINTR) {
 			err = 0;
+		} else if (err == -ETIMEDOUT) {
+			if (sys_now_usec() - heard_usec < timeout_sec * UINT64_C(1000000))
+				err = 0;
+			else
+				b->silent_sec = timeout_sec;
+		}
 		if (err == 0)
 			progress_show(&progress, items->count);
 	}

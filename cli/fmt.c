@@ -2,6 +2,11 @@
 /*
  * Messages, numbers and tables for people; json-c for programs.
  *
+ * Names of processes and domains are their own word and any bytes: people get '?'
+ * for what a terminal might take for a command, programs get U+FFFD for what is no
+ * UTF-8. Figures are their own word too: sums of them stop at the ends of their
+ * type instead of beginning anew.
+ *
  * Running out of memory while formatting ends the command: it has no state that
  * anybody would miss.
  */
@@ -159,14 +164,39 @@ double cli_mib(uint64_t bytes)
 
 double cli_mib_less(uint64_t before_bytes, uint64_t after_bytes)
 {
-	double mib = (double)(int64_t)(before_bytes - after_bytes) / (1024.0 * 1024.0);
+	double mib = (double)cli_less(before_bytes, after_bytes) / (1024.0 * 1024.0);
 
 	return mib > -0.05 && mib < 0.05 ? 0.0 : mib; /* no "-0.0" */
 }
 
 double cli_pages_mib(uint64_t pages)
 {
-	return cli_mib(pages * sys_page_bytes());
+	return (double)pages * (double)sys_page_bytes() / (1024.0 * 1024.0);
+}
+
+uint64_t cli_sum(uint64_t a, uint64_t b)
+{
+	uint64_t sum;
+
+	return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
+}
+
+int64_t cli_sum_signed(int64_t a, int64_t b)
+{
+	int64_t sum;
+
+	if (!__builtin_add_overflow(a, b, &sum))
+		return sum;
+	return a < 0 ? INT64_MIN : INT64_MAX;
+}
+
+int64_t cli_less(uint64_t a, uint64_t b)
+{
+	int64_t difference;
+
+	if (!__builtin_sub_overflow(a, b, &difference))
+		return difference;
+	return a < b ? INT64_MIN : INT64_MAX;
 }
 
 const char *cli_clean(const char *text, char *buf, size_t bytes)
@@ -177,6 +207,54 @@ const char *cli_clean(const char *text, char *buf, size_t bytes)
 		buf[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
 	buf[n] = '\0';
 	return buf;
+}
+
+/* How many bytes of a well-formed UTF-8 character stand there; 0: none does. */
+static size_t utf8_bytes(const unsigned char *p)
+{
+	unsigned char low = 0x80, high = 0xbf; /* of the second byte */
+	size_t n;
+
+	if (p[0] < 0x80)
+		return 1;
+	if (p[0] < 0xc2 || p[0] > 0xf4)
+		return 0;
+	n = p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+	if (p[0] == 0xe0)
+		low = 0xa0; /* else it would be longer than need be */
+	else if (p[0] == 0xed)
+		high = 0x9f; /* surrogates */
+	else if (p[0] == 0xf0)
+		low = 0x90;
+	else if (p[0] == 0xf4)
+		high = 0x8f; /* the last is U+10FFFF */
+	if (p[1] < low || p[1] > high)
+		return 0;
+	for (size_t i = 2; i < n; i++)
+		if (p[i] < 0x80 || p[i] > 0xbf)
+			return 0;
+	return n;
+}
+
+/* A copy in which each byte that belongs to no character is U+FFFD. */
+static char *utf8_copy(const char *text)
+{
+	static const char replacement[] = "\xef\xbf\xbd";
+	const unsigned char *p = (const unsigned char *)text;
+	char *copy = malloc(strlen(text) * 3 + 1);
+	char *to = copy;
+
+	if (!copy)
+		out_of_memory();
+	while (*p) {
+		size_t n = utf8_bytes(p);
+
+		memcpy(to, n ? (const char *)p : replacement, n ? n : 3);
+		to += n ? n : 3;
+		p += n ? n : 1;
+	}
+	*to = '\0';
+	return copy;
 }
 
 void cli_json_print(struct json_object *o)
@@ -199,5 +277,8 @@ void cli_json_u64(struct json_object *o, const char *key, uint64_t v)
 
 void cli_json_str(struct json_object *o, const char *key, const char *v)
 {
-	json_object_object_add(o, key, v ? json_object_new_string(v) : NULL);
+	char *clean = v ? utf8_copy(v) : NULL;
+
+	json_object_object_add(o, key, clean ? json_object_new_string(clean) : NULL);
+	free(clean);
 }

@@ -22,6 +22,7 @@ struct pass {
 	uint32_t op;
 	bool all;
 	bool json;
+	unsigned timeout_sec;
 	int32_t *pid;
 	unsigned pids;
 };
@@ -37,13 +38,15 @@ static void usage(FILE *out, const struct pass *p)
 {
 	bool merge = p->op == CORE_WIRE_OP_MERGE;
 
-	fprintf(out, "usage: samepage %s PID... | --all [--json]\n\n", p->command);
+	fprintf(out, "usage: samepage %s PID... | --all [--json] [--timeout SECONDS]\n\n", p->command);
 	fputs(merge ? "Merge identical pages of running clients now, and say what it brought.\n"
 		    : "Give every merged page of running clients a private copy again.\n", out);
 	fputs("\n"
-	      "  -a, --all    every client of the broker that you may touch\n"
-	      "  -j, --json   print JSON\n"
-	      "  -h, --help   print this\n\n", out);
+	      "  -a, --all              every client of the broker that you may touch\n"
+	      "  -j, --json             print JSON\n"
+	      "  -t, --timeout SECONDS  give up when the broker says nothing for so long\n"
+	      "                         (default: 300)\n"
+	      "  -h, --help             print this\n\n", out);
 	fprintf(out, "See samepage-%s(1).\n", p->command);
 }
 
@@ -53,24 +56,35 @@ static int parse(struct pass *p, int argc, char **argv)
 	static const struct option longs[] = {
 		{ "all", no_argument, NULL, 'a' },
 		{ "json", no_argument, NULL, 'j' },
+		{ "timeout", required_argument, NULL, 't' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	int c, status;
 
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":ajh", longs, NULL)) != -1) {
+	p->timeout_sec = CLI_TIMEOUT_SEC;
+	while ((c = getopt_long(argc, argv, ":ajt:h", longs, NULL)) != -1) {
 		if (c == 'a')
 			p->all = true;
 		else if (c == 'j')
 			p->json = true;
-		else if (c == 'h') {
+		else if (c == 't') {
+			status = cli_parse_timeout(p->command, optarg, &p->timeout_sec);
+			if (status != CLI_DONE)
+				return status;
+		} else if (c == 'h') {
 			usage(stdout, p);
 			return cli_finish(CLI_DONE);
-		} else
+		} else if (c == ':')
+			return cli_usage_error(p->command, "'%s' wants a value", argv[optind - 1]);
+		else
 			return cli_usage_error(p->command, "unknown option '%s'", argv[optind - 1]);
 	}
-	if (p->all == (optind < argc))
+	if (p->all && optind < argc)
+		return cli_usage_error(p->command, "--all and process %s were both given: "
+						   "one or the other", argv[optind]);
+	if (!p->all && optind == argc)
 		return cli_usage_error(p->command, "name processes, or say --all");
 	status = cli_parse_pids(p->command, argv + optind, argc - optind, &p->pid);
 	p->pids = (unsigned)(argc - optind);
@@ -102,11 +116,11 @@ static void sum_up(struct sums *sum, const struct cli_items *items)
 			sum->failed++;
 			cli_error("process %d: %s", (int)items->item[i].pid, pass_error(r->error));
 		}
-		core_result_add(&sum->r, &r->last);
+		cli_result_add(&sum->r, &r->last);
 		if (cli_items_find(items, items->item[i].pid) != &items->item[i])
 			continue; /* another handle of a process that was counted */
-		sum->before_bytes += r->pss_before_bytes;
-		sum->after_bytes += r->pss_after_bytes;
+		sum->before_bytes = cli_sum(sum->before_bytes, r->pss_before_bytes);
+		sum->after_bytes = cli_sum(sum->after_bytes, r->pss_after_bytes);
 	}
 }
 
@@ -117,7 +131,7 @@ static void json_pss(struct json_object *o, uint64_t before_bytes, uint64_t afte
 	cli_json_u64(o, "pss_before_bytes", before_bytes);
 	cli_json_u64(o, "pss_after_bytes", after_bytes);
 	json_object_object_add(o, "saved_bytes",
-			       json_object_new_int64((int64_t)(before_bytes - after_bytes)));
+			       json_object_new_int64(cli_less(before_bytes, after_bytes)));
 }
 
 static struct json_object *to_json(const struct pass *p, const struct cli_items *items,
@@ -238,7 +252,7 @@ static int pass(struct pass *p, int argc, char **argv)
 	err = cli_broker_open(&b, NULL, CORE_WIRE_ROLE_CONTROL, cli_domain());
 	if (err == 0) {
 		err = cli_ctl(&b, p->op, p->all ? CORE_WIRE_CTL_ALL : 0, p->pid, p->pids, p->doing,
-			      &items);
+			      p->timeout_sec, &items);
 		if (err == 0) {
 			status = cli_finish(show(p, &b, &items));
 			cli_items_free(&items);

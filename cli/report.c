@@ -42,6 +42,36 @@ int cli_parse_pids(const char *command, char **argv, int argc, int32_t **pid)
 	return CLI_DONE;
 }
 
+int cli_parse_timeout(const char *command, const char *word, unsigned *timeout_sec)
+{
+	char *end;
+	long v;
+
+	errno = 0;
+	v = strtol(word, &end, 10);
+	if (errno || end == word || *end || v < 1 || v > INT_MAX / 1000)
+		return cli_usage_error(command, "'%s' is no number of seconds", word);
+	*timeout_sec = (unsigned)v;
+	return CLI_DONE;
+}
+
+/* core_result_add(), but of figures that somebody else made up, perhaps. */
+void cli_result_add(struct samepage_result *sum, const struct samepage_result *r)
+{
+	sum->pages_looked = cli_sum(sum->pages_looked, r->pages_looked);
+	sum->pages_merged = cli_sum(sum->pages_merged, r->pages_merged);
+	sum->pages_zeroed = cli_sum(sum->pages_zeroed, r->pages_zeroed);
+	sum->pages_already = cli_sum(sum->pages_already, r->pages_already);
+	for (unsigned i = 0; i < SAMEPAGE_REASON_MAX; i++)
+		sum->pages_declined[i] = cli_sum(sum->pages_declined[i], r->pages_declined[i]);
+	sum->pages_promoted = cli_sum(sum->pages_promoted, r->pages_promoted);
+	sum->runs = cli_sum(sum->runs, r->runs);
+	sum->vmas_added = cli_sum_signed(sum->vmas_added, r->vmas_added);
+	sum->wall_usec = cli_sum(sum->wall_usec, r->wall_usec);
+	sum->cpu_usec = cli_sum(sum->cpu_usec, r->cpu_usec);
+	sum->frozen_usec = cli_sum(sum->frozen_usec, r->frozen_usec);
+}
+
 const struct core_wire_ctl_item *cli_items_find(const struct cli_items *items, int32_t pid)
 {
 	for (unsigned i = 0; i < items->count; i++)

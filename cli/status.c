@@ -10,6 +10,8 @@
  * the memory that we ourselves use, and may be negative. Zero pages given back
  * are not part of it: the program may have filled them again since.
  *
+ * What clients report is their own word: the sums stop at the ends of their types.
+ *
  * The sums are always over all clients that the caller may see, for a slot's
  * price is paid once; processes that are named only choose the rows.
  */
@@ -39,12 +41,23 @@ struct sums {
 
 static void usage(FILE *out)
 {
-	fputs("usage: samepage status [--json] [PID...]\n\n"
+	fputs("usage: samepage status [--json] [--timeout SECONDS] [PID...]\n\n"
 	      "What is shared now, what it saves, what it costs, and why the rest is not.\n"
 	      "Without PID, every client that you may see.\n\n"
-	      "  -j, --json   print JSON\n"
-	      "  -h, --help   print this\n\n"
+	      "  -j, --json             print JSON\n"
+	      "  -t, --timeout SECONDS  give up when the broker says nothing for so long\n"
+	      "                         (default: 300)\n"
+	      "  -h, --help             print this\n\n"
 	      "See samepage-status(1).\n", out);
+}
+
+static int64_t profit(uint64_t pages_mapped, uint64_t slots, uint64_t own_bytes)
+{
+	int64_t bytes;
+
+	if (__builtin_mul_overflow(cli_less(pages_mapped, slots), (int64_t)sys_page_bytes(), &bytes))
+		bytes = pages_mapped > slots ? INT64_MAX : INT64_MIN;
+	return cli_sum_signed(bytes, cli_less(0, own_bytes));
 }
 
 static void sum_up(struct sums *s, const struct cli_items *items)
@@ -55,21 +68,20 @@ static void sum_up(struct sums *s, const struct cli_items *items)
 	for (unsigned i = 0; i < items->count; i++) {
 		const struct core_wire_report *r = &items->item[i].report;
 
-		s->pages_mapped += r->pages_sharing;
-		s->zero_pages += r->zero_pages;
-		s->client_bytes += r->own_bytes;
-		s->client_cpu_usec += r->cpu_usec;
-		s->vmas_added += r->total.vmas_added;
-		core_result_add(&s->last, &r->last);
+		s->pages_mapped = cli_sum(s->pages_mapped, r->pages_sharing);
+		s->zero_pages = cli_sum(s->zero_pages, r->zero_pages);
+		s->client_bytes = cli_sum(s->client_bytes, r->own_bytes);
+		s->client_cpu_usec = cli_sum(s->client_cpu_usec, r->cpu_usec);
+		s->vmas_added = cli_sum_signed(s->vmas_added, r->total.vmas_added);
+		cli_result_add(&s->last, &r->last);
 	}
 	s->pages_shared = e->slots;
 	s->pages_sharing = s->pages_mapped > e->slots ? s->pages_mapped - e->slots : 0;
 	s->pages_unshared = s->last.pages_declined[SAMEPAGE_REASON_UNIQUE];
 	s->pages_volatile = s->last.pages_declined[SAMEPAGE_REASON_CHANGED];
-	s->own_bytes = e->index_bytes + e->broker_rss_bytes + s->client_bytes;
+	s->own_bytes = cli_sum(cli_sum(e->index_bytes, e->broker_rss_bytes), s->client_bytes);
 	/* Slots that nobody maps any more count against us here. */
-	s->general_profit = ((int64_t)s->pages_mapped - (int64_t)e->slots) *
-				    (int64_t)sys_page_bytes() - (int64_t)s->own_bytes;
+	s->general_profit = profit(s->pages_mapped, e->slots, s->own_bytes);
 }
 
 static bool wanted(const struct core_wire_ctl_item *item, const int32_t *pid, unsigned pids)
@@ -216,7 +228,7 @@ static int show(const struct cli_broker *b, const struct cli_items *items, const
 
 /* ------------------------------------------------------------------------- */
 
-static int ask(const int32_t *pid, unsigned pids, bool json)
+static int ask(const int32_t *pid, unsigned pids, bool json, unsigned timeout_sec)
 {
 	struct cli_broker b;
 	struct cli_items items;
@@ -224,7 +236,8 @@ static int ask(const int32_t *pid, unsigned pids, bool json)
 	int err = cli_broker_open(&b, NULL, CORE_WIRE_ROLE_CONTROL, cli_domain());
 
 	if (err == 0) {
-		err = cli_ctl(&b, CORE_WIRE_OP_STATS, CORE_WIRE_CTL_ALL, NULL, 0, "asking", &items);
+		err = cli_ctl(&b, CORE_WIRE_OP_STATS, CORE_WIRE_CTL_ALL, NULL, 0, "asking",
+			      timeout_sec, &items);
 		if (err == 0) {
 			status = cli_finish(show(&b, &items, pid, pids, json));
 			cli_items_free(&items);
@@ -240,26 +253,34 @@ int cli_status(int argc, char **argv)
 {
 	static const struct option longs[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "timeout", required_argument, NULL, 't' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	bool json = false;
+	unsigned timeout_sec = CLI_TIMEOUT_SEC;
 	int32_t *pid = NULL;
 	int c, status;
 
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":jh", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, ":jt:h", longs, NULL)) != -1) {
 		if (c == 'j')
 			json = true;
-		else if (c == 'h') {
+		else if (c == 't') {
+			status = cli_parse_timeout("status", optarg, &timeout_sec);
+			if (status != CLI_DONE)
+				return status;
+		} else if (c == 'h') {
 			usage(stdout);
 			return cli_finish(CLI_DONE);
-		} else
+		} else if (c == ':')
+			return cli_usage_error("status", "'%s' wants a value", argv[optind - 1]);
+		else
 			return cli_usage_error("status", "unknown option '%s'", argv[optind - 1]);
 	}
 	status = cli_parse_pids("status", argv + optind, argc - optind, &pid);
 	if (status == CLI_DONE)
-		status = ask(pid, (unsigned)(argc - optind), json);
+		status = ask(pid, (unsigned)(argc - optind), json, timeout_sec);
 	free(pid);
 	return status;
 }

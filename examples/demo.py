@@ -16,6 +16,11 @@ Three pools are tried: with the randomisation of addresses and hashes that is
 usual; with one address layout for the pool; and with one hash seed as well, which
 is shown in detail. Ends by itself, with status 0 if all data was right and
 memory was saved; leaves no process, socket or mapping behind, on Ctrl-C neither.
+
+Each pool has a broker of its own, so that no other store is counted. Users whose
+brokers cannot stop writers (`samepage check`) use the one of root, if it lends them
+what they lack; what it uses it then tells itself, for its /proc is closed to them.
+Where merging does not work at all, one line says why and what cures it: status 1.
 """
 import argparse
 import json
@@ -74,10 +79,10 @@ class Pool:
     def __init__(self, demo, domain, options, environment, count):
         self.demo = demo
         self.workers = []
-        env = dict(os.environ, SAMEPAGE_SOCKET=demo.socket, **environment)
+        env = dict(demo.environment(), **environment)
         for number in range(1, count + 1):
             self.workers.append(subprocess.Popen(
-                [demo.samepage, "run", "--domain", domain, *options, "--",
+                [demo.samepage, "run", "--domain", demo.domain(domain), *options, "--",
                  PYTHON, os.path.join(HERE, "worker.py"), str(number)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
                 start_new_session=True))
@@ -98,6 +103,10 @@ class Pool:
     def in_use(self):
         """All memory of workers, store and broker: (total, store, broker's own)."""
         store = broker = 0
+        if self.demo.lent:
+            store, broker = self.demo.told()
+            store -= self.demo.others
+            return self.without_store() + store + broker, store, broker
         pid = self.demo.broker_pid()
         if pid:
             pss, shared = rollup(pid)
@@ -117,35 +126,56 @@ class Pool:
 
 
 class Demo:
-    def __init__(self, samepage, folder):
+    def __init__(self, samepage, folder, lent):
         self.samepage = samepage
         self.folder = folder
-        self.socket = ""
+        self.lent = lent  # the socket of root's broker, "" for brokers of our own
+        self.socket = lent
         self.pools = 0
         self.running = []
         self.broker = 0
+        self.others = 0
 
     def next_broker(self):
         """A fresh one, so that no other pool's store is counted."""
         self.end()
         self.broker = 0
         self.pools += 1
+        if self.lent:
+            # What earlier pools left there lingers for some seconds; what is there
+            # after that is other programs' of ours, and not to be counted.
+            for _ in range(75):
+                self.others, _ = self.told()
+                if not self.others:
+                    break
+                time.sleep(0.2)
+            return
         self.socket = os.path.join(self.folder, f"broker-{self.pools}.sock")
+
+    def environment(self):
+        return dict(os.environ, SAMEPAGE_SOCKET=self.socket)
+
+    def domain(self, name):
+        """Root's broker outlives us: nobody else's domain, nor an earlier one of ours."""
+        return f"demo-{os.getpid()}-{name}" if self.lent else name
 
     def run(self, *words):
         done = subprocess.run([self.samepage, *words], text=True, stdout=subprocess.PIPE,
-                              env=dict(os.environ, SAMEPAGE_SOCKET=self.socket), check=False)
+                              env=self.environment(), check=False)
         if done.returncode:
             sys.exit(f"samepage {words[0]} failed with status {done.returncode}")
         return done.stdout
 
+    def told(self):
+        """Bytes of our stores and indexes in root's broker, and its own."""
+        store = json.loads(self.run("status", "--json"))["store"]
+        return (store["store_bytes"] + store["index_bytes"] if store["slots"] else 0,
+                store["broker_bytes"])
+
     def broker_pid(self):
         """The broker that was started on demand, 0 if there is none (yet)."""
-        if not self.broker and os.path.exists(self.socket):
-            done = subprocess.run([self.samepage, "check", "--json"], text=True,
-                                  stdout=subprocess.PIPE, check=False,
-                                  env=dict(os.environ, SAMEPAGE_SOCKET=self.socket))
-            self.broker = json.loads(done.stdout)["broker"].get("pid", 0)
+        if not self.broker and not self.lent and os.path.exists(self.socket):
+            self.broker = check(self.samepage, self.environment())["broker"].get("pid", 0)
         return self.broker
 
     @staticmethod
@@ -193,6 +223,27 @@ class Demo:
                 return True
             time.sleep(0.05)
         return False
+
+
+def check(samepage, environment):
+    done = subprocess.run([samepage, "check", "--json"], text=True, stdout=subprocess.PIPE,
+                          env=environment, check=False)
+    return json.loads(done.stdout)
+
+
+def find_help(samepage, folder):
+    """The socket of the broker to use, "" for brokers of our own; ends where neither helps."""
+    own = check(samepage, dict(os.environ, SAMEPAGE_SOCKET=os.path.join(folder, "none.sock")))
+    if own["works"]:
+        return ""
+    there = check(samepage, dict(os.environ))
+    if there["works"] and there["broker"]["lends_userfaultfd"]:
+        return there["broker"]["socket"]
+    missing = [f"{name}: {f['cure']}" for name, f in own["features"].items()
+               if f["needed"] and not f["present"]]
+    return sys.exit(f"demo: merging {own['verdict']}: " + (
+        "; ".join(missing) or "run this as root, or let root start a broker that lends one: "
+        f"sudo {os.path.join(os.path.dirname(samepage), 'samepaged')}"))
 
 
 def table(rows, left=()):
@@ -274,16 +325,22 @@ def main():
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="only the last of the three pools")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
+    samepage = os.path.abspath(args.samepage)
     with tempfile.TemporaryDirectory(prefix="samepage-demo-") as folder:
-        demo = Demo(os.path.abspath(args.samepage), folder)
+        demo = Demo(samepage, folder, find_help(samepage, folder))
         try:
             good = demonstrate(demo, args)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # nobody reads on: nor is there a last flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             gone = demo.end()
     if not gone:
         print(f"broker {demo.broker} did not end", file=sys.stderr)

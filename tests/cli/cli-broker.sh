@@ -195,4 +195,20 @@ check "and leaves no socket" test ! -e "$SAMEPAGE_SOCKET"
 try "$python" "$DEMO" --quick --workers 2 "$SAMEPAGE"
 check "the demonstration: status 0" status_is 0
 check "the demonstration: all data is right" out_has 'by 2 of 2 workers: the same'
+try timeout -s INT 1 "$python" "$DEMO" --quick --workers 2 "$SAMEPAGE"
+check "the demonstration, interrupted: no traceback" sh -c '! grep -q Traceback "$1"' sh "$tmp/err"
+# Somebody who has no userfaultfd, nor a broker that lends one.
+other=(setpriv --reuid 4711 --regid 4711 --clear-groups env "SAMEPAGE_SOCKET=$tmp/none.sock")
+if [ "$(id -u)" -ne 0 ] || ! "${other[@]}" /usr/bin/python3 -c pass 2>/dev/null ||
+	! "${other[@]}" "$SAMEPAGE" --version >/dev/null 2>&1 ||
+	! "${other[@]}" test -r "$DEMO"; then
+	skip "the demonstration of a user without help" "needs root, and folders open to others"
+elif "${other[@]}" "$SAMEPAGE" check >/dev/null 2>&1; then
+	skip "the demonstration of a user without help" "merging works for every user here"
+else
+	try "${other[@]}" /usr/bin/python3 "$DEMO" --quick --workers 2 "$SAMEPAGE"
+	check "the demonstration of a user without help: status 1" status_is 1
+	check "the demonstration of a user without help: one line" err_is_one_line
+	check "the demonstration of a user without help: cure" err_has 'run this as root, or let root'
+fi
 finish

@@ -26,7 +26,9 @@ try sh -c '"$1" --help >/dev/full' sh "$SAMEPAGE"
 check "a full disk is no success" status_is 1
 
 for words in 'merge' 'unmerge' 'merge 1 --all' 'merge x' 'merge 0' 'merge -5' 'merge 1x' \
-	'merge 99999999999' 'merge --frob 1' 'status x' 'status --all' 'check now' 'check --frob' \
+	'merge 99999999999' 'merge --frob 1' 'merge --timeout 0 1' \
+	'merge 1 --timeout' 'merge --timeout 5x --all' 'status --timeout -1' \
+	'status x' 'status --all' 'check now' 'check --frob' \
 	'run' 'run --' 'run --scope some -- true' 'run --layout odd -- true' 'run --domain' \
 	'run --domain a/b -- true' 'run --broker rel/path -- true' 'run --frob -- true'; do
 	# shellcheck disable=SC2086
@@ -34,6 +36,8 @@ for words in 'merge' 'unmerge' 'merge 1 --all' 'merge x' 'merge 0' 'merge -5' 'm
 	check "'$words' is a usage error" status_is 2
 	check "'$words': one line on stderr" err_is_one_line
 done
+try "$SAMEPAGE" merge --all 1
+check "merge --all 1: says that both were given" err_has '--all and process 1 were both given'
 long=$(printf 'a%.0s' $(seq 64))
 try "$SAMEPAGE" run --domain "$long" -- true
 check "a domain name of 64 letters is a usage error" status_is 2
