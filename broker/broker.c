@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The loop: one round is what epoll reports, each session one quantum of it, one
- * offered segment, one step of the control operation whose turn it is, what the
+ * offered segment, what control operations have to ask and to tell, what the
  * clock brings, and then the doomed sessions are freed.
+ *
+ * Who has not read what was queued for them for the time of a request is dropped:
+ * while it lies there nothing they ask is read, either.
  *
  * Out of file descriptors, accept fails while the listening socket stays readable:
  * it is left alone for a moment, or the loop would spin.
@@ -31,6 +34,13 @@ static int watch(struct broker *b, int op, int fd, uint32_t events, void *tag)
 	return sys->epoll_ctl(b->ep, op, fd, &ev);
 }
 
+static unsigned socket_mode(const struct broker_config *c)
+{
+	if (c->socket_gid >= 0)
+		return 0660;
+	return geteuid() == 0 ? 0666 : 0600;
+}
+
 static int open_listener(struct broker *b)
 {
 	const struct broker_config *c = &b->config;
@@ -43,12 +53,15 @@ static int open_listener(struct broker *b)
 	r = sys_broker_make_dir(c->socket_path);
 	if (r < 0)
 		return r;
-	r = sys->socket_listen(c->socket_path, geteuid() == 0 ? 0666 : 0600, 128);
+	r = sys->socket_listen(c->socket_path, socket_mode(c), 128);
 	if (r < 0)
 		return r;
 	b->listen_fd = r;
 	if (lstat(c->socket_path, &b->socket_file) == 0)
 		b->socket_made = true;
+	/* Until then it is root:root 0660, which lets nobody in who may not. */
+	if (c->socket_gid >= 0 && lchown(c->socket_path, (uid_t)-1, (gid_t)c->socket_gid) < 0)
+		return -errno;
 	return 0;
 }
 
@@ -99,8 +112,13 @@ int broker_new(struct broker **out, const struct broker_config *config)
 	TAILQ_INIT(&b->doomed);
 	TAILQ_INIT(&b->offers);
 	TAILQ_INIT(&b->domains);
+	TAILQ_INIT(&b->users);
 	TAILQ_INIT(&b->ops);
-	TAILQ_INIT(&b->delivering);
+	TAILQ_INIT(&b->dirty);
+	TAILQ_INIT(&b->ready);
+	TAILQ_INIT(&b->asked);
+	TAILQ_INIT(&b->askable);
+	broker_quota_start(b);
 	b->now = b->idle_since = sys_now_usec();
 	b->accept_again_at = BROKER_NEVER;
 	b->overflow_uid = sys_read_number("/proc/sys/kernel/overflowuid");
@@ -146,11 +164,15 @@ static void close_if_open(int fd)
 void broker_free(struct broker *b)
 {
 	remove_socket(b);
+	broker_undertaker_end();
 	while (!TAILQ_EMPTY(&b->sessions))
 		broker_session_drop(TAILQ_FIRST(&b->sessions));
 	free_doomed(b);
 	broker_domain_free_all(b);
-	close_if_open(b->listen_fd);
+	/*
+	 * Not the listener: connections that wait there may hold fds. It is the exit
+	 * that closes it, where nothing lingers.
+	 */
 	close_if_open(b->signal_fd);
 	close_if_open(b->uffd_fd);
 	close_if_open(b->ep);
@@ -179,21 +201,37 @@ static void accept_some(struct broker *b)
 	}
 }
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t session_deadline(const struct broker_session *s)
+{
+	if (s->state == BROKER_SESSION_GREETING)
+		return s->hello_deadline;
+	if (!STAILQ_EMPTY(&s->out))
+		return s->out_moved_at + s->broker->config.request_timeout_usec;
+	return BROKER_NEVER;
+}
+
 static uint64_t sessions_tick(struct broker *b)
 {
 	uint64_t again = BROKER_NEVER;
 	struct broker_session *s, *next;
+	uint64_t at;
 
-	if (b->greeting_count == 0)
+	if (b->greeting_count == 0 && b->stuck_count == 0)
 		return again;
 	for (s = TAILQ_FIRST(&b->sessions); s; s = next) {
 		next = TAILQ_NEXT(s, link);
-		if (s->state != BROKER_SESSION_GREETING)
-			continue;
-		if (b->now >= s->hello_deadline)
+		at = session_deadline(s);
+		if (b->now < at)
+			again = least(again, at);
+		else if (s->state == BROKER_SESSION_GREETING)
 			broker_session_refuse(s, 0, -ETIMEDOUT, "no HELLO");
-		else if (s->hello_deadline < again)
-			again = s->hello_deadline;
+		else
+			broker_session_refuse(s, 0, -ETIMEDOUT, "does not read its answers");
 	}
 	return again;
 }
@@ -231,11 +269,6 @@ static uint64_t idle_tick(struct broker *b)
 	broker_log(BROKER_LOG_LIFE, "nobody here: exit");
 	b->stop = true;
 	return at;
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* Everything that the clock brings; returns when to come again. */

@@ -7,18 +7,20 @@
  *   greeting  accepted; HELLO must come before a deadline
  *   client    welcomed: SUBMIT, SEGMENT_GET, TAGS, RESULT, OFFER
  *   control   welcomed: CTL
- *   doomed    fd closed, nothing refers to it any more; freed at the end of the
+ *   doomed    fd given to be closed, nothing refers to it any more; freed at the end of the
  *             round, because the round's events may still name it
  *
  * A domain is (uid, security label, name): the first two from the kernel, so a
  * name that somebody else uses as well leads to another domain (I7). It lives as
- * long as a client session is in it, and `linger` beyond.
+ * long as a client session is in it, and `linger` beyond, and as long as somebody
+ * without a session still has a segment of it: what a user holds stays charged.
  *
  * No peer can make the broker wait (I4): sockets are non-blocking, output is
- * queued up to a bound, whoever lets it overflow is dropped; each session gets
+ * queued up to a bound, and while there is any the session is not read from;
+ * whoever lets it overflow, or lie for too long, is dropped; each session gets
  * one quantum of work per round; memory that is shared with a client is sealed
- * against truncation; fds from clients are closed where a file system of theirs
- * cannot hold the loop up (undertaker.c).
+ * against truncation; connections and fds from clients are closed where what is
+ * behind them cannot hold the loop up (undertaker.c).
  */
 #ifndef SAMEPAGE_BROKER_BROKER_H
 #define SAMEPAGE_BROKER_BROKER_H
@@ -36,11 +38,14 @@
 #define BROKER_RING_PAGES 512u
 #define BROKER_SECOND_USEC UINT64_C(1000000)
 #define BROKER_NEVER UINT64_MAX
+#define BROKER_LEND_ALL (-1)  /* /dev/userfaultfd to whoever asks */
+#define BROKER_LEND_NONE (-2) /* to root only */
 
 struct broker_config {
 	char socket_path[SYS_PATH_BYTES];
-	uint64_t store_max_slots;  /* per domain */
-	uint64_t client_max_slots; /* new ones, per session */
+	uint64_t store_max_slots;   /* of one user, over all domains */
+	uint64_t store_total_slots; /* of all users */
+	uint64_t client_max_slots;  /* new ones, per process and domain */
 	uint64_t cand_max_pages;   /* per domain */
 	uint64_t trim_interval_usec;
 	uint64_t linger_usec;
@@ -50,6 +55,8 @@ struct broker_config {
 	uint32_t sessions_max;
 	uint32_t sessions_per_uid_max;
 	uint32_t domains_per_uid_max;
+	int64_t socket_gid;        /* -1: the socket is for everybody */
+	int64_t lend_gid;          /* BROKER_LEND_*, or a group */
 	int listen_fd; /* -1, or from the service manager */
 	int ready_fd;  /* -1, or to be told */
 	bool on_demand;
@@ -64,6 +71,26 @@ enum broker_session_state {
 
 struct broker;
 struct broker_op;
+TAILQ_HEAD(broker_target_list, broker_target);
+TAILQ_HEAD(broker_part_list, broker_part);
+
+/* What a user has in all domains together; lives as long as one of them (quota.c). */
+struct broker_user {
+	TAILQ_ENTRY(broker_user) link;
+	uid_t uid;
+	uint32_t domains;
+	uint64_t slots;
+	uint64_t fds;
+};
+
+/* What one process put into a domain; outlives its sessions (quota.c). */
+struct broker_charge {
+	TAILQ_ENTRY(broker_charge) link;
+	struct broker_domain *domain;
+	pid_t pid;
+	uint32_t sessions;
+	uint64_t new_slots; /* charged against client_max_slots */
+};
 
 struct broker_domain {
 	TAILQ_ENTRY(broker_domain) link;
@@ -77,7 +104,13 @@ struct broker_domain {
 	uint64_t trim_at;
 	uint64_t trimmed_at;
 	uint64_t collect_at; /* BROKER_NEVER: no trim is under way */
-	uint64_t round_op;   /* id of the operation whose round this is */
+	struct broker_user *user;
+	uint64_t slots, fds; /* as they are counted in user */
+	TAILQ_HEAD(, broker_charge) charges;
+	uint32_t charge_count;
+	struct broker_part_list rounds; /* in line for a candidate round; the first has it */
+	struct broker_part *chosen_part; /* of operation chosen_by */
+	uint64_t chosen_by;
 };
 
 /* One packet under way to a peer. */
@@ -104,22 +137,27 @@ struct broker_session {
 	STAILQ_HEAD(, broker_packet) out;
 	uint32_t out_packets;
 	size_t out_bytes;
+	uint64_t out_moved_at;  /* when something went out last, or the first came in */
 
 	/* clients */
 	struct broker_domain *domain;
 	const uint8_t *ring;
-	uint64_t new_slots;     /* charged against client_max_slots */
+	struct broker_charge *charge;
 	uint64_t offered_slots;
 	int offer_fd;           /* -1, or waiting its turn: nothing is read meanwhile */
 	TAILQ_ENTRY(broker_session) offer_link;
 	struct core_wire_report report; /* the last one */
 
-	/* requests of ours */
-	uint32_t unanswered;
-	bool silent;            /* one ran out of time and is still unanswered */
+	/* requests of ours (request.c) */
+	bool owes;              /* the one REQUEST under way is unanswered */
+	bool silent;            /* ... and out of time */
+	bool askable;           /* in broker->askable */
 	uint32_t asked_seq;
-	uint32_t asked_target;
-	struct broker_op *asked_op; /* NULL: nobody waits for the answer */
+	uint64_t asked_until;
+	struct broker_target *asked; /* NULL: nobody waits for the answer */
+	struct broker_target_list targets; /* all that name it and are not done */
+	struct broker_target_list wanting; /* of them: in line to ask it */
+	TAILQ_ENTRY(broker_session) asked_link, askable_link;
 	uint64_t chosen_by;     /* id of the operation that chose it last */
 
 	/* control */
@@ -142,13 +180,20 @@ struct broker {
 	struct broker_session_list sessions, doomed, offers;
 	uint32_t session_count;
 	uint32_t greeting_count;
+	uint32_t stuck_count;       /* sessions that have packets queued */
 	TAILQ_HEAD(, broker_domain) domains;
-	struct broker_op_list ops;  /* in line; the first may be asking */
-	struct broker_op_list delivering;
-	uint32_t op_count;          /* those still being delivered included */
+	TAILQ_HEAD(, broker_user) users;
+	uint64_t slots, fds;        /* of all users' domains */
+	uint64_t fds_max;           /* ... at most */
+	struct broker_op_list ops;  /* all, oldest first */
+	struct broker_op_list dirty; /* of them: something to deliver */
+	struct broker_part_list ready; /* to take their next step */
+	TAILQ_HEAD(, broker_session) asked;   /* owe an answer, not silent; by asked_until */
+	TAILQ_HEAD(, broker_session) askable; /* owe none, and somebody wants one */
 	uint64_t last_op_id;
 	uint32_t last_request_seq;
 	uint64_t dropped_clients;
+	uint64_t forged_reports;
 	uint64_t idle_since;        /* BROKER_NEVER: there are sessions */
 	uint64_t accept_again_at;   /* BROKER_NEVER: accepting */
 	uint64_t now;               /* of this round */
@@ -197,12 +242,30 @@ void broker_domain_check_room(struct broker *b, struct broker_domain *d);
 uint64_t broker_domain_tick(struct broker *b);
 void broker_domain_free_all(struct broker *b);
 
+/* quota.c */
+void broker_quota_start(struct broker *b); /* limits are raised */
+/* Text: why the user may not have another domain; NULL: may. */
+const char *broker_quota_domain(struct broker *b, uid_t uid);
+int broker_quota_join(struct broker *b, struct broker_domain *d); /* -ENOMEM */
+void broker_quota_leave(struct broker *b, struct broker_domain *d);
+/* The domain's store has grown or shrunk. */
+void broker_quota_update(struct broker *b, struct broker_domain *d);
+/* Slots that d may still get. */
+uint64_t broker_quota_room(const struct broker *b, const struct broker_domain *d);
+/* ... and from this session. */
+uint64_t broker_quota_session_room(const struct broker_session *s);
+int broker_quota_charge(struct broker_session *s); /* joins s->domain; -ENOMEM */
+void broker_quota_uncharge(struct broker_session *s);
+void broker_quota_scale(struct broker_domain *d, double left);
+
+/* request.c: asking clients, for the operations of control.c. */
+void broker_request_answer(struct broker_session *s, uint32_t seq,
+			   struct core_wire_report *report);
+
 /* control.c */
 void broker_control_message(struct broker_session *s, const struct core_wire_ctl *ctl);
-void broker_control_answer(struct broker_session *s, uint32_t seq,
-			   const struct core_wire_report *report);
 /* The session goes: as one that was asked, and as one that asks. */
-void broker_control_lost(struct broker_session *s);
+void broker_control_lost(struct broker_session *s); /* ends its charge as well */
 /* There may be room in its queue. */
 void broker_control_deliver(struct broker_session *s);
 uint64_t broker_control_tick(struct broker *b);
@@ -210,11 +273,16 @@ bool broker_control_may_touch(const struct broker_session *asker, uid_t uid);
 
 /* report.c: the broker's own numbers. */
 void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end);
+/* Can a process on this machine have these numbers? */
+bool broker_report_possible(const struct core_wire_report *r);
 
-/* undertaker.c */
-bool broker_undertaker_free(void);
-/* Close an fd whose close(2) may wait for somebody else. */
-void broker_undertaker_take(int fd);
+/* undertaker.c: close what may wait for somebody else. */
+void broker_undertaker_take(int fd, uid_t uid);
+void broker_undertaker_take_socket(int fd, uid_t uid); /* and shut it down now */
+/* Not closed yet, of this user or of all. */
+uint32_t broker_undertaker_count(uid_t uid, bool all);
+/* Close nothing any more. False: threads are still at it. */
+bool broker_undertaker_end(void);
 
 /* log.c: one line; after a few of one kind in a short time only their number. */
 enum broker_log_kind {

@@ -14,12 +14,18 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "broker/broker.h"
 #include "broker/store_impl.h"
+
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS 59
+#endif
 
 /* Returns the ring's fd, and maps it. */
 static int ring_new(struct broker_session *s)
@@ -51,6 +57,33 @@ static void welcome_fill(const struct broker_session *s, struct core_wire_welcom
 	core_wire_header_init(&w->h, CORE_WIRE_WELCOME, sizeof(*w), seq);
 }
 
+/* Is the peer in this group, as it was when it connected? */
+static bool peer_in_group(const struct broker_session *s, gid_t gid)
+{
+	gid_t groups[NGROUPS_MAX];
+	socklen_t bytes = sizeof(groups);
+
+	if (s->peer.gid == gid)
+		return true;
+	if (getsockopt(s->fd, SOL_SOCKET, SO_PEERGROUPS, groups, &bytes) < 0)
+		return false;
+	for (size_t i = 0; i < bytes / sizeof(groups[0]); i++) {
+		if (groups[i] == gid)
+			return true;
+	}
+	return false;
+}
+
+/* Lending it gives the peer what vm.unprivileged_userfaultfd=0 denies to it. */
+static bool may_borrow(const struct broker_session *s)
+{
+	int64_t gid = s->broker->config.lend_gid;
+
+	if (s->peer.uid == 0 || s->peer.uid == geteuid() || gid == BROKER_LEND_ALL)
+		return true;
+	return gid >= 0 && peer_in_group(s, (gid_t)gid);
+}
+
 static void welcome_client(struct broker_session *s, const struct core_wire_hello *hello, int ring)
 {
 	struct broker_domain *d = s->domain;
@@ -66,11 +99,21 @@ static void welcome_client(struct broker_session *s, const struct core_wire_hell
 	w.cand_bytes = core_cand_bytes(s->broker->config.cand_max_pages);
 	w.layout_seed = d->layout_seed;
 	w.generation = ix->header->generation;
-	if ((hello->flags & CORE_WIRE_HELLO_WANT_UFFD) && fds[3] >= 0) {
+	if ((hello->flags & CORE_WIRE_HELLO_WANT_UFFD) && fds[3] >= 0 && may_borrow(s)) {
 		w.flags |= CORE_WIRE_WELCOME_HAS_UFFD;
 		nfds = 4;
 	}
 	broker_packet_send(s, &w, sizeof(w), fds, nfds, 1u << 2);
+}
+
+/* Why there is no domain for the peer. */
+static const char *no_domain(const struct broker_session *s, int error)
+{
+	const char *why = NULL;
+
+	if (error == -EDQUOT)
+		why = broker_quota_domain(s->broker, s->peer.uid);
+	return why ? why : "no store for the domain";
 }
 
 static void hello_client(struct broker_session *s, const struct core_wire_hello *hello)
@@ -80,8 +123,7 @@ static void hello_client(struct broker_session *s, const struct core_wire_hello 
 	int ring;
 
 	if (r < 0) {
-		broker_session_refuse(s, hello->h.seq, r,
-				      r == -EDQUOT ? "too many domains" : "no store for the domain");
+		broker_session_refuse(s, hello->h.seq, r, no_domain(s, r));
 		return;
 	}
 	ring = ring_new(s);
@@ -91,6 +133,13 @@ static void hello_client(struct broker_session *s, const struct core_wire_hello 
 	}
 	s->domain = d;
 	broker_domain_enter(d);
+	if (broker_quota_charge(s) < 0) {
+		sys->close(ring);
+		broker_session_refuse(s, hello->h.seq, -ENOMEM, "no memory for a session");
+		return;
+	}
+	TAILQ_INIT(&s->targets);
+	TAILQ_INIT(&s->wanting);
 	s->state = BROKER_SESSION_CLIENT;
 	s->broker->greeting_count--;
 	welcome_client(s, hello, ring);
@@ -105,7 +154,7 @@ static void hello_control(struct broker_session *s, const struct core_wire_hello
 	if (hello->domain[0])
 		r = broker_domain_get(s->broker, &s->peer, hello->domain, false, &d);
 	if (r < 0) {
-		broker_session_refuse(s, hello->h.seq, r, "too many domains");
+		broker_session_refuse(s, hello->h.seq, r, no_domain(s, r));
 		return;
 	}
 	s->state = BROKER_SESSION_CONTROL;
@@ -133,8 +182,7 @@ void broker_client_hello(struct broker_session *s, const struct core_wire_hello 
 
 static void submit(struct broker_session *s, const struct core_wire_submit *m)
 {
-	uint64_t max = s->broker->config.client_max_slots;
-	uint64_t budget = s->new_slots < max ? max - s->new_slots : 0;
+	uint64_t budget = broker_quota_session_room(s);
 	struct core_wire_slots answer = { .count = m->count };
 
 	for (uint32_t i = 0; i < m->count; i++) {
@@ -143,8 +191,10 @@ static void submit(struct broker_session *s, const struct core_wire_submit *m)
 			return;
 		}
 	}
-	s->new_slots += broker_store_promote(s->domain->store, s->ring, m->ring_page, m->count,
-					     answer.slot, answer.reason, &budget);
+	s->charge->new_slots += broker_store_promote(s->domain->store, s->ring, m->ring_page,
+						     m->count, answer.slot, answer.reason,
+						     &budget);
+	broker_quota_update(s->broker, s->domain);
 	core_wire_header_init(&answer.h, CORE_WIRE_SLOTS, sizeof(answer), m->h.seq);
 	broker_packet_send(s, &answer, sizeof(answer), NULL, 0, 0);
 	if (s->domain)
@@ -187,7 +237,10 @@ void broker_client_adopt_one(struct broker *b)
 	if (!s)
 		return;
 	TAILQ_REMOVE(&b->offers, s, offer_link);
-	r = broker_store_adopt(s->domain->store, s->offer_fd);
+	r = -EDQUOT;
+	if (broker_quota_room(b, s->domain) >= BROKER_SEGMENT_SLOTS)
+		r = broker_store_adopt(s->domain->store, s->offer_fd);
+	broker_quota_update(b, s->domain);
 	sys->close(s->offer_fd);
 	s->offer_fd = -1;
 	if (r == 0)
@@ -203,6 +256,7 @@ void broker_client_adopt_one(struct broker *b)
 void broker_client_message(struct broker_session *s, const void *packet, int fd)
 {
 	const struct core_wire_header *h = packet;
+	struct core_wire_report report;
 
 	/* An OFFER without its fd, or an fd with something else. */
 	if ((h->type == CORE_WIRE_OFFER) != (fd >= 0)) {
@@ -223,7 +277,8 @@ void broker_client_message(struct broker_session *s, const void *packet, int fd)
 				  ((const struct core_wire_tags *)packet)->count);
 		break;
 	case CORE_WIRE_RESULT:
-		broker_control_answer(s, h->seq, &((const struct core_wire_result *)packet)->report);
+		report = ((const struct core_wire_result *)packet)->report;
+		broker_request_answer(s, h->seq, &report);
 		break;
 	case CORE_WIRE_OFFER:
 		offer(s, packet, fd);

@@ -1,117 +1,73 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Control operations.
+ * Control operations: from CTL to CTL_END. Whom they ask, and when: request.c.
  *
- *   waiting     in line (broker->ops); only what was asked is remembered
- *   looking     MERGE only: LOOK is under way in every chosen session
- *   asking      the operation itself is under way in every chosen session
- *   delivering  all is known; items go out as the asker reads them
+ * Every operation chooses its targets when it comes and runs from then on; what it
+ * waits for, it waits for target by target and domain by domain, so operations that
+ * have no session and no domain's round in common do not notice each other. One
+ * without living targets ends at once, and so does LIST, which asks nobody.
  *
- * One operation asks at a time, so that the rounds of two merges do not count
- * the same page twice; LIST asks nobody and is delivered at once. Items are kept
- * here until there is room in the asker's queue, which makes a slow reader wait
+ * As targets get done, their items go out, in that order. Items are kept here
+ * until there is room in the asker's queue, which makes a slow reader wait
  * and nobody else; one that reads nothing for the time of a request is dropped.
  *
- * A merge is two-phase because a candidate is only worth a slot when a second
- * page like it is known: everybody looks and tells fingerprints (TAGS, ahead of
- * RESULT on the same socket), then everybody merges knowing all of them.
+ * A target that dies leaves -ESRCH, one that is late -ETIMEDOUT. However long the
+ * lines are that its targets stand in, an operation ends after a few times the time
+ * of a request: who has not been asked by then is told as late.
  *
- * Answers. Each request has its own number. A session that dies leaves -ESRCH, one
- * that is late -ETIMEDOUT; its late answer is recognised by its number and
- * only updates what LIST tells. While a late answer is still owed, the session is
- * not asked again. A RESULT that nobody ever asked for is a broken peer.
+ * Memory. An operation is some bytes for each pid that it names and about 1 KiB
+ * for each session that it chooses; there are so many of a session, of a user, and
+ * of all users but root.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "broker/broker.h"
+#include "broker/control_impl.h"
 
-#define OPS_MAX 64u
-#define OPS_PER_UID_MAX 16u
+#define OPS_MAX 256u
+#define OPS_PER_UID_MAX 20u
 #define OPS_PER_SESSION_MAX 4u
-#define UNANSWERED_MAX 8u
 #define QUEUE_FILL_PACKETS 32u
-
-enum op_state {
-	OP_WAITING,
-	OP_LOOKING,
-	OP_ASKING,
-	OP_DELIVERING,
-};
-
-struct target {
-	struct broker_session *session; /* NULL: gone, never there, or all is done */
-	int32_t pid;
-	uint32_t uid;
-	bool waiting; /* for its answer in this state */
-	bool done;
-	char domain[CORE_WIRE_NAME_BYTES];
-	char comm[CORE_WIRE_NAME_BYTES];
-	struct core_wire_report report;
-};
-
-struct broker_op {
-	TAILQ_ENTRY(broker_op) line; /* broker->ops, or ->delivering */
-	TAILQ_ENTRY(broker_op) of_asker;
-	struct broker_session *asker;
-	enum op_state state;
-	uint64_t id;
-	uint32_t seq;
-	uint32_t op;
-	uint64_t deadline; /* of the answers, or of the asker to read */
-	uint32_t unanswered;
-	struct target *targets;
-	uint32_t target_count, found;
-	uint32_t *finished; /* targets in the order in which they were done */
-	uint32_t finished_count, delivered;
-	uint32_t ctl_flags, pid_count;
-	int32_t pids[];
-};
+#define PATIENCE 4u /* times the time of a request */
 
 bool broker_control_may_touch(const struct broker_session *asker, uid_t uid)
 {
 	return asker->peer.uid == 0 || asker->peer.uid == uid;
 }
 
-static void target_done(struct broker_op *op, uint32_t n, int error)
+void broker_op_dirty(struct broker_op *op)
 {
-	struct target *t = &op->targets[n];
-
-	if (t->waiting)
-		op->unanswered--;
-	t->waiting = false;
-	if (t->done)
+	if (op->dirty)
 		return;
-	t->done = true;
-	if (error)
-		t->report.error = error;
-	op->finished[op->finished_count++] = n;
+	op->dirty = true;
+	TAILQ_INSERT_TAIL(&op->asker->broker->dirty, op, dirty_link);
 }
 
-/* Nobody is to answer this operation any more. */
-static void op_forget_sessions(struct broker_op *op)
+static bool op_complete(const struct broker_op *op)
 {
-	for (uint32_t i = 0; i < op->target_count; i++) {
-		struct broker_session *s = op->targets[i].session;
-
-		if (s && s->asked_op == op)
-			s->asked_op = NULL;
-		op->targets[i].session = NULL;
-	}
+	return op->finished_count == op->target_count;
 }
 
+/* Nobody is to answer it any more; a session that was asked still owes its answer. */
 static void op_free(struct broker_op *op)
 {
 	struct broker *b = op->asker->broker;
+	struct broker_part *part;
 
-	if (op->state == OP_DELIVERING)
-		TAILQ_REMOVE(&b->delivering, op, line);
-	else
-		TAILQ_REMOVE(&b->ops, op, line);
-	op_forget_sessions(op);
+	for (uint32_t i = 0; i < op->target_count; i++) {
+		broker_target_done(&op->targets[i], -ESRCH);
+		free(op->targets[i].body);
+	}
+	while ((part = SLIST_FIRST(&op->parts)) != NULL) {
+		SLIST_REMOVE_HEAD(&op->parts, of_op);
+		broker_part_end(part);
+		free(part);
+	}
+	if (op->dirty)
+		TAILQ_REMOVE(&b->dirty, op, dirty_link);
+	TAILQ_REMOVE(&b->ops, op, link);
 	TAILQ_REMOVE(&op->asker->ops, op, of_asker);
-	b->op_count--;
 	free(op->targets);
 	free(op->finished);
 	free(op);
@@ -128,13 +84,19 @@ static void send_end(struct broker_session *asker, uint32_t seq, int error, uint
 	broker_packet_send(asker, &end, sizeof(end), NULL, 0, 0);
 }
 
-static void send_item(struct broker_session *asker, uint32_t seq, const struct target *t)
+static void send_item(struct broker_session *asker, uint32_t seq, const struct broker_target *t)
 {
-	struct core_wire_ctl_item item = { .pid = t->pid, .uid = t->uid, .report = t->report };
+	/* A stranger's; an item's domain must be a valid name. */
+	struct core_wire_ctl_item item = { .pid = t->pid, .uid = t->uid, .domain = "-" };
 
 	core_wire_header_init(&item.h, CORE_WIRE_CTL_ITEM, sizeof(item), seq);
-	memcpy(item.domain, t->domain, sizeof(item.domain));
-	memcpy(item.comm, t->comm, sizeof(item.comm));
+	if (t->body) {
+		memcpy(item.domain, t->body->domain, sizeof(item.domain));
+		memcpy(item.comm, t->body->comm, sizeof(item.comm));
+		item.report = t->body->report;
+	}
+	if (t->error)
+		item.report.error = t->error;
 	broker_packet_send(asker, &item, sizeof(item), NULL, 0, 0);
 }
 
@@ -153,12 +115,11 @@ static void op_deliver(struct broker_op *op)
 		send_item(asker, op->seq, &op->targets[op->finished[op->delivered++]]);
 		if (asker->state == BROKER_SESSION_DOOMED)
 			return; /* its operations are freed */
-		if (op->state == OP_DELIVERING)
+		if (op_complete(op))
 			op->deadline = asker->broker->now +
 				       asker->broker->config.request_timeout_usec;
 	}
-	if (op->state != OP_DELIVERING || op->delivered < op->target_count ||
-	    asker->out_packets >= QUEUE_FILL_PACKETS)
+	if (op->delivered < op->target_count || asker->out_packets >= QUEUE_FILL_PACKETS)
 		return;
 	send_end(asker, op->seq, op_error(op), op->target_count);
 	if (asker->state != BROKER_SESSION_DOOMED)
@@ -175,277 +136,243 @@ void broker_control_deliver(struct broker_session *s)
 	}
 }
 
-static void op_finish(struct broker_op *op)
-{
-	struct broker *b = op->asker->broker;
-	struct broker_domain *d;
-
-	/* The fingerprints have done their work; their memory goes back. */
-	TAILQ_FOREACH(d, &b->domains, link) {
-		if (d->round_op == op->id && d->store)
-			broker_store_round(d->store);
-	}
-	op_forget_sessions(op);
-	TAILQ_REMOVE(&b->ops, op, line);
-	TAILQ_INSERT_TAIL(&b->delivering, op, line);
-	op->state = OP_DELIVERING;
-	op->deadline = b->now + b->config.request_timeout_usec;
-	op_deliver(op);
-}
-
 /* Choosing ------------------------------------------------------------------- */
 
-static struct target *target_add(struct broker_op *op, int32_t pid)
+static struct broker_target *target_add(struct broker_op *op, int32_t pid)
 {
-	struct target *t = &op->targets[op->target_count++];
+	struct broker_target *t = &op->targets[op->target_count++];
 
-	/* Until it turns out to be a client. An item's domain must be a valid name. */
-	*t = (struct target){ .pid = pid, .uid = UINT32_MAX, .domain = "-" };
+	*t = (struct broker_target){ .op = op, .pid = pid, .uid = UINT32_MAX };
 	return t;
 }
 
-static void target_choose(struct broker_op *op, struct broker_session *s)
+static bool needs_round(const struct broker_op *op)
 {
-	struct target *t;
+	return op->op == CORE_WIRE_OP_MERGE || op->op == CORE_WIRE_OP_LOOK;
+}
 
-	if (s->chosen_by == op->id || s->state != BROKER_SESSION_CLIENT ||
-	    !broker_control_may_touch(op->asker, s->peer.uid))
-		return;
+/* The operation's part for this domain; NULL: no memory. */
+static struct broker_part *part_of(struct broker_op *op, struct broker_domain *d)
+{
+	struct broker_part *part;
+
+	if (d->chosen_by == op->id)
+		return d->chosen_part;
+	part = calloc(1, sizeof(*part));
+	if (!part)
+		return NULL;
+	part->op = op;
+	part->domain = d;
+	TAILQ_INIT(&part->targets);
+	SLIST_INSERT_HEAD(&op->parts, part, of_op);
+	d->chosen_by = op->id;
+	d->chosen_part = part;
+	broker_part_begin(part);
+	return part;
+}
+
+static int target_choose(struct broker_op *op, struct broker_session *s)
+{
+	struct broker_target_body *body;
+	struct broker_part *part = NULL;
+	struct broker_target *t;
+
+	if (s->chosen_by == op->id)
+		return 0;
+	body = calloc(1, sizeof(*body));
+	if (body && needs_round(op))
+		part = part_of(op, s->domain);
+	if (!body || (!part && needs_round(op))) {
+		free(body);
+		return -ENOMEM;
+	}
 	s->chosen_by = op->id;
 	t = target_add(op, s->peer.pid);
 	t->session = s;
 	t->uid = s->peer.uid;
-	t->report = s->report;
-	memcpy(t->domain, s->domain->name, sizeof(t->domain));
-	memcpy(t->comm, s->comm, sizeof(t->comm));
+	t->body = body;
+	t->part = part;
+	body->report = s->report;
+	memcpy(body->domain, s->domain->name, sizeof(body->domain));
+	memcpy(body->comm, s->comm, sizeof(body->comm));
+	TAILQ_INSERT_TAIL(&s->targets, t, of_session);
+	if (part)
+		TAILQ_INSERT_TAIL(&part->targets, t, of_part);
 	op->found++;
+	return 0;
 }
 
-static void choose_pid(struct broker_op *op, int32_t pid)
-{
-	struct broker_session *s;
-	bool known = false;
+/* The sessions that the asker may touch, in a table that is sorted if pids are named. */
+struct choice {
+	struct broker_session *session;
+	uint32_t number;
+	int32_t pid;
+};
 
-	TAILQ_FOREACH(s, &op->asker->broker->sessions, link) {
-		if (s->peer.pid != pid)
-			continue;
-		target_choose(op, s);
-		known |= s->chosen_by == op->id;
+static int choice_order(const void *one, const void *other)
+{
+	const struct choice *a = one, *b = other;
+
+	if (a->pid != b->pid)
+		return a->pid < b->pid ? -1 : 1;
+	return a->number < b->number ? -1 : a->number > b->number;
+}
+
+static int choose_pid(struct broker_op *op, const struct choice *table, uint32_t n, int32_t pid)
+{
+	uint32_t low = 0, high = n;
+	int r = 0;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+
+		if (table[mid].pid < pid)
+			low = mid + 1;
+		else
+			high = mid;
 	}
-	if (!known) {
-		target_add(op, pid);
-		target_done(op, op->target_count - 1, -ESRCH);
-	}
+	if (low == n || table[low].pid != pid)
+		broker_target_done(target_add(op, pid), -ESRCH);
+	for (; r == 0 && low < n && table[low].pid == pid; low++)
+		r = target_choose(op, table[low].session);
+	return r;
+}
+
+static int choose_from(struct broker_op *op, struct choice *table, uint32_t n)
+{
+	int r = 0;
+
+	op->targets = calloc(n + op->pid_count + 1, sizeof(*op->targets));
+	op->finished = calloc(n + op->pid_count + 1, sizeof(*op->finished));
+	if (!op->targets || !op->finished)
+		return -ENOMEM;
+	for (uint32_t i = 0; r == 0 && i < n && op->ctl_flags & CORE_WIRE_CTL_ALL; i++)
+		r = target_choose(op, table[i].session);
+	if (op->pid_count > 0)
+		qsort(table, n, sizeof(*table), choice_order);
+	for (uint32_t i = 0; r == 0 && i < op->pid_count; i++)
+		r = choose_pid(op, table, n, op->pids[i]);
+	return r;
 }
 
 static int choose_targets(struct broker_op *op)
 {
-	size_t room = op->asker->broker->session_count + op->pid_count + 1;
+	const struct broker *b = op->asker->broker;
+	struct choice *table = calloc(b->session_count + 1u, sizeof(*table));
 	struct broker_session *s;
+	uint32_t n = 0;
+	int r;
 
-	op->targets = calloc(room, sizeof(*op->targets));
-	op->finished = calloc(room, sizeof(*op->finished));
-	if (!op->targets || !op->finished)
+	if (!table)
 		return -ENOMEM;
-	if (op->ctl_flags & CORE_WIRE_CTL_ALL) {
-		TAILQ_FOREACH(s, &op->asker->broker->sessions, link)
-			target_choose(op, s);
-	}
-	for (uint32_t i = 0; i < op->pid_count; i++)
-		choose_pid(op, op->pids[i]);
-	return 0;
-}
-
-/* Asking --------------------------------------------------------------------- */
-
-static void ask(struct broker_op *op, uint32_t n, uint32_t what)
-{
-	struct broker_session *s = op->targets[n].session;
-	struct core_wire_request m = { .op = what };
-
-	if (s->silent || s->unanswered >= UNANSWERED_MAX) {
-		target_done(op, n, -ETIMEDOUT);
-		return;
-	}
-	s->asked_op = op;
-	s->asked_target = n;
-	s->asked_seq = ++s->broker->last_request_seq;
-	s->unanswered++;
-	op->targets[n].waiting = true;
-	op->unanswered++;
-	core_wire_header_init(&m.h, CORE_WIRE_REQUEST, sizeof(m), s->asked_seq);
-	broker_packet_send(s, &m, sizeof(m), NULL, 0, 0);
-}
-
-static void ask_all(struct broker_op *op, uint32_t what)
-{
-	struct broker *b = op->asker->broker;
-
-	op->deadline = b->now + b->config.request_timeout_usec;
-	for (uint32_t i = 0; i < op->target_count; i++) {
-		if (op->targets[i].session && !op->targets[i].done)
-			ask(op, i, what);
-	}
-}
-
-static void begin_rounds(struct broker_op *op)
-{
-	for (uint32_t i = 0; i < op->target_count; i++) {
-		struct broker_session *s = op->targets[i].session;
-
-		if (!s || s->domain->round_op == op->id)
+	TAILQ_FOREACH(s, &b->sessions, link) {
+		if (s->state != BROKER_SESSION_CLIENT ||
+		    !broker_control_may_touch(op->asker, s->peer.uid))
 			continue;
-		s->domain->round_op = op->id;
-		broker_store_round(s->domain->store);
+		table[n] = (struct choice){ .session = s, .number = n, .pid = s->peer.pid };
+		n++;
 	}
+	r = choose_from(op, table, n);
+	free(table);
+	return r;
 }
 
-/* False: the operation is over, without having begun. */
-static bool op_start(struct broker_op *op)
-{
-	if (choose_targets(op) < 0) {
-		struct broker_session *asker = op->asker;
-		uint32_t seq = op->seq;
+/* Running -------------------------------------------------------------------- */
 
-		op->target_count = 0;
+static void op_start(struct broker_op *op)
+{
+	struct broker_session *asker = op->asker;
+	uint32_t seq = op->seq;
+
+	if (choose_targets(op) < 0) {
 		op_free(op);
 		send_end(asker, seq, -ENOMEM, 0);
-		return false;
+		return;
 	}
-	if (op->op == CORE_WIRE_OP_LIST) {
-		for (uint32_t i = 0; i < op->target_count; i++)
-			target_done(op, i, 0);
-		op->state = OP_ASKING; /* and answered */
-		return true;
-	}
-	if (op->op == CORE_WIRE_OP_MERGE || op->op == CORE_WIRE_OP_LOOK)
-		begin_rounds(op);
-	op->state = op->op == CORE_WIRE_OP_MERGE ? OP_LOOKING : OP_ASKING;
-	ask_all(op, op->op == CORE_WIRE_OP_MERGE ? CORE_WIRE_OP_LOOK : op->op);
-	return true;
-}
-
-/* Who has not answered gets -ETIMEDOUT and is not asked again until it does. */
-static void op_expire(struct broker_op *op)
-{
 	for (uint32_t i = 0; i < op->target_count; i++) {
-		struct broker_session *s = op->targets[i].session;
+		struct broker_target *t = &op->targets[i];
 
-		if (!op->targets[i].waiting)
-			continue;
-		s->silent = true;
-		s->asked_op = NULL;
-		op->targets[i].session = NULL;
-		target_done(op, i, -ETIMEDOUT);
+		if (op->op == CORE_WIRE_OP_LIST)
+			broker_target_done(t, 0);
+		else if (!t->part && t->state == TARGET_IDLE)
+			broker_target_want(t, op->op);
 	}
+	broker_op_dirty(op); /* it may have no targets at all */
 }
 
-/* One step of the operation whose turn it is. False: it waits for answers. */
-static bool op_step(struct broker *b, struct broker_op *op)
+static void op_give_up(struct broker_op *op)
 {
-	if (op->state == OP_WAITING) {
-		op_start(op);
-		return true;
-	}
-	if (op->unanswered > 0 && b->now >= op->deadline)
-		op_expire(op);
-	if (op->unanswered > 0) {
-		op_deliver(op);
-		return false;
-	}
-	if (op->state == OP_LOOKING) {
-		op->state = OP_ASKING;
-		ask_all(op, CORE_WIRE_OP_MERGE);
-	} else {
-		op_finish(op);
-	}
-	return true;
+	for (uint32_t i = 0; i < op->target_count; i++)
+		broker_target_done(&op->targets[i], -ETIMEDOUT);
+	op->deadline = op->asker->broker->now + op->asker->broker->config.request_timeout_usec;
 }
 
-uint64_t broker_control_tick(struct broker *b)
+/* Whose time is over; when the next one's is. */
+static uint64_t ops_expire(struct broker *b)
 {
 	uint64_t again = BROKER_NEVER;
-	struct broker_op *op, *next;
+	struct broker_op *op = TAILQ_FIRST(&b->ops);
 
-	while ((op = TAILQ_FIRST(&b->ops)) != NULL && op_step(b, op))
-		;
-	op = TAILQ_FIRST(&b->ops);
-	if (op)
-		again = op->deadline;
-	for (op = TAILQ_FIRST(&b->delivering); op; op = next) {
-		next = TAILQ_NEXT(op, line);
+	while (op) {
 		if (b->now < op->deadline) {
 			if (op->deadline < again)
 				again = op->deadline;
-			continue;
+			op = TAILQ_NEXT(op, link);
+		} else if (!op_complete(op)) {
+			op_give_up(op);
+		} else {
+			broker_session_refuse(op->asker, op->seq, -ETIMEDOUT, "reads no answers");
+			op = TAILQ_FIRST(&b->ops); /* others of that asker are gone, too */
 		}
-		broker_session_refuse(op->asker, op->seq, -ETIMEDOUT, "reads no answers");
-		next = TAILQ_FIRST(&b->delivering); /* others of that asker are gone, too */
 	}
 	return again;
 }
 
-/* From sessions -------------------------------------------------------------- */
-
-void broker_control_answer(struct broker_session *s, uint32_t seq,
-			   const struct core_wire_report *report)
+uint64_t broker_control_tick(struct broker *b)
 {
-	struct broker_op *op = s->asked_op;
-	struct target *t;
+	uint64_t again = broker_request_expire(b), of_ops = ops_expire(b);
+	struct broker_op *op;
 
-	if (s->unanswered == 0) {
-		broker_session_refuse(s, seq, -EPROTO, "an answer that nobody asked for");
-		return;
-	}
-	if (--s->unanswered == 0)
-		s->silent = false;
-	s->report = *report;
-	if (!op || seq != s->asked_seq)
-		return; /* late */
-	s->asked_op = NULL;
-	t = &op->targets[s->asked_target];
-	t->report = *report;
-	if (op->state == OP_ASKING) {
-		target_done(op, s->asked_target, 0);
-	} else {
-		t->waiting = false;
-		op->unanswered--;
-	}
+	do {
+		while ((op = TAILQ_FIRST(&b->dirty)) != NULL) {
+			TAILQ_REMOVE(&b->dirty, op, dirty_link);
+			op->dirty = false;
+			if (op_complete(op))
+				op->deadline = b->now + b->config.request_timeout_usec;
+			op_deliver(op);
+		}
+	} while (broker_request_step(b));
+	/* What was asked or finished just now has a full time ahead of it. */
+	if (b->now + b->config.request_timeout_usec < again)
+		again = b->now + b->config.request_timeout_usec;
+	if (TAILQ_EMPTY(&b->asked) && TAILQ_EMPTY(&b->ops))
+		return BROKER_NEVER;
+	return of_ops < again ? of_ops : again;
 }
+
+/* From sessions -------------------------------------------------------------- */
 
 void broker_control_lost(struct broker_session *s)
 {
-	struct broker_op *op = TAILQ_FIRST(&s->broker->ops);
-
-	for (uint32_t i = 0; op && i < op->target_count; i++) {
-		if (op->targets[i].session != s)
-			continue;
-		op->targets[i].session = NULL;
-		target_done(op, i, -ESRCH);
-	}
-	s->asked_op = NULL;
+	broker_quota_uncharge(s);
+	broker_request_lost(s);
 	while (!TAILQ_EMPTY(&s->ops))
 		op_free(TAILQ_FIRST(&s->ops));
 }
 
+/* Root is not refused for what others have asked. */
 static bool too_many_ops(const struct broker_session *s)
 {
-	const struct broker *b = s->broker;
-	const struct broker_session *other;
+	uint32_t of_session = 0, of_uid = 0, of_users = 0;
 	const struct broker_op *op;
-	uint32_t of_session = 0, of_uid = 0;
 
-	if (b->op_count >= OPS_MAX)
-		return true;
-	TAILQ_FOREACH(op, &s->ops, of_asker)
-		of_session++;
-	TAILQ_FOREACH(other, &b->sessions, link) {
-		if (other->peer.uid != s->peer.uid)
-			continue;
-		TAILQ_FOREACH(op, &other->ops, of_asker)
-			of_uid++;
+	TAILQ_FOREACH(op, &s->broker->ops, link) {
+		of_session += op->asker == s;
+		of_uid += op->asker->peer.uid == s->peer.uid;
+		of_users += op->asker->peer.uid != 0;
 	}
-	return of_session >= OPS_PER_SESSION_MAX || of_uid >= OPS_PER_UID_MAX;
+	return of_session >= OPS_PER_SESSION_MAX || of_uid >= OPS_PER_UID_MAX ||
+	       (s->peer.uid != 0 && of_users >= OPS_MAX);
 }
 
 void broker_control_message(struct broker_session *s, const struct core_wire_ctl *ctl)
@@ -466,13 +393,12 @@ void broker_control_message(struct broker_session *s, const struct core_wire_ctl
 	op->id = ++b->last_op_id;
 	op->seq = ctl->h.seq;
 	op->op = ctl->op;
+	op->deadline = b->now + PATIENCE * b->config.request_timeout_usec;
 	op->ctl_flags = ctl->flags;
 	op->pid_count = ctl->count;
 	memcpy(op->pids, ctl->pid, ctl->count * sizeof(op->pids[0]));
+	SLIST_INIT(&op->parts);
 	TAILQ_INSERT_TAIL(&s->ops, op, of_asker);
-	TAILQ_INSERT_TAIL(&b->ops, op, line);
-	b->op_count++;
-	/* LIST waits for nobody. What was in line before it goes on in its own time. */
-	if (op->op == CORE_WIRE_OP_LIST && op_start(op))
-		op_finish(op);
+	TAILQ_INSERT_TAIL(&b->ops, op, link);
+	op_start(op);
 }

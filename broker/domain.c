@@ -9,15 +9,18 @@
  * keep fds of segments that they may map again. TRIM asks them to close what
  * they do not map, and a moment later the store looks which segments are left
  * over. That goes on at an interval, and at once (but not all the time) when the
- * quota is nearly used up. What is freed is given back to the sessions' own
- * quotas in proportion, because a session's charge does not say in which
- * segments its pages are.
+ * user's quota is nearly used up; what is freed is taken off the charges (quota.c).
+ *
+ * The end. When nobody has been connected for the lingering time, the domain goes
+ * if nobody has a segment of it open either; else it stays, charged to its user,
+ * who may come back to it, and is looked at again at each trim.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "broker/broker.h"
+#include "broker/store_impl.h"
 
 #define COLLECT_AFTER_USEC (2 * BROKER_SECOND_USEC)
 #define TRIM_PAUSE_USEC (5 * BROKER_SECOND_USEC)
@@ -47,6 +50,13 @@ static int domain_new(struct broker *b, const struct sys_peer *peer, const char 
 	memcpy(d->label, peer->label, sizeof(d->label));
 	strncpy(d->name, name, sizeof(d->name) - 1);
 	d->free_at = d->trim_at = d->collect_at = BROKER_NEVER;
+	TAILQ_INIT(&d->charges);
+	TAILQ_INIT(&d->rounds);
+	r = broker_quota_join(b, d);
+	if (r < 0) {
+		free(d);
+		return r;
+	}
 	TAILQ_INSERT_TAIL(&b->domains, d, link);
 	broker_log(BROKER_LOG_DOMAIN, "domain %s of uid %u begins", d->name, (unsigned)d->uid);
 	*out = d;
@@ -81,16 +91,14 @@ int broker_domain_get(struct broker *b, const struct sys_peer *peer, const char 
 		      bool with_store, struct broker_domain **out)
 {
 	struct broker_domain *d;
-	uint32_t of_uid = 0;
 	int r;
 
 	TAILQ_FOREACH(d, &b->domains, link) {
 		if (domain_matches(d, peer, name))
 			break;
-		of_uid += d->uid == peer->uid;
 	}
 	if (!d) {
-		if (of_uid >= b->config.domains_per_uid_max)
+		if (broker_quota_domain(b, peer->uid))
 			return -EDQUOT;
 		r = domain_new(b, peer, name, &d);
 		if (r < 0)
@@ -128,6 +136,7 @@ static void domain_free(struct broker *b, struct broker_domain *d)
 	broker_log(BROKER_LOG_DOMAIN, "domain %s of uid %u ends, %llu slots", d->name,
 		   (unsigned)d->uid, (unsigned long long)stats.slots);
 	TAILQ_REMOVE(&b->domains, d, link);
+	broker_quota_leave(b, d);
 	broker_store_free(d->store);
 	free(d);
 }
@@ -140,12 +149,11 @@ void broker_domain_free_all(struct broker *b)
 
 void broker_domain_check_room(struct broker *b, struct broker_domain *d)
 {
-	struct broker_store_stats stats;
+	uint64_t spare = b->config.store_max_slots / 100 * (100 - FULL_PERCENT);
 
 	if (d->collect_at != BROKER_NEVER || b->now < d->trimmed_at + TRIM_PAUSE_USEC)
 		return;
-	broker_store_stats(d->store, &stats);
-	if (stats.slots > b->config.store_max_slots / 100 * FULL_PERCENT)
+	if (broker_quota_room(b, d) < spare)
 		d->trim_at = b->now;
 }
 
@@ -182,13 +190,51 @@ static void domain_collect(struct broker *b, struct broker_domain *d)
 	if (broker_store_collect(d->store) == 0)
 		return;
 	broker_store_stats(d->store, &after);
+	broker_quota_update(b, d);
 	left = (double)after.slots / (double)before.slots;
+	broker_quota_scale(d, left);
 	TAILQ_FOREACH(s, &b->sessions, link) {
-		if (s->domain != d)
-			continue;
-		s->new_slots = (uint64_t)((double)s->new_slots * left);
-		s->offered_slots = (uint64_t)((double)s->offered_slots * left);
+		if (s->domain == d)
+			s->offered_slots = (uint64_t)((double)s->offered_slots * left);
 	}
+}
+
+/* Does somebody have the segment open, or mapped? A lease that fails means nothing. */
+static bool segment_in_use(const struct broker_segment *seg)
+{
+	int fd = seg->ro_fd;
+	bool used;
+
+	if (!seg->given)
+		return false;
+	if (fd < 0)
+		fd = broker_reopen_ro(seg->rw_fd);
+	if (fd < 0)
+		return true;
+	used = sys->lease_try(fd) == 0;
+	if (fd != seg->ro_fd)
+		sys->close(fd);
+	return used;
+}
+
+static bool domain_in_use(const struct broker_domain *d)
+{
+	for (size_t i = 0; d->store && i < d->store->segment_count; i++) {
+		if (segment_in_use(&d->store->segments[i]))
+			return true;
+	}
+	return false;
+}
+
+/* False: it stays for now. */
+static bool domain_end(struct broker *b, struct broker_domain *d)
+{
+	if (domain_in_use(d)) {
+		d->free_at = b->now + b->config.trim_interval_usec;
+		return false;
+	}
+	domain_free(b, d);
+	return true;
 }
 
 uint64_t broker_domain_tick(struct broker *b)
@@ -198,10 +244,8 @@ uint64_t broker_domain_tick(struct broker *b)
 
 	for (d = TAILQ_FIRST(&b->domains); d; d = next) {
 		next = TAILQ_NEXT(d, link);
-		if (b->now >= d->free_at) {
-			domain_free(b, d);
+		if (b->now >= d->free_at && domain_end(b, d))
 			continue;
-		}
 		if (b->now >= d->trim_at)
 			domain_trim(b, d);
 		if (b->now >= d->collect_at)

@@ -8,6 +8,13 @@
  *                     session and the directory of who happened to start it,
  *                     closes what it inherited, writes a byte to --ready-fd
  *
+ * A broker is nobody's client: started from a program that runs preloaded, it
+ * starts itself again without the library.
+ *
+ * It stays dumpable: without that, a user's own broker could still reopen its
+ * files, but its user could not see its memory and fds in /proc, which tests and
+ * benchmarks measure. What is published is not writable here either way (I1).
+ *
  * Two commands may start a broker on demand at the same moment. One of the two
  * gets the socket; the other says that a broker is ready, which is true, and exits.
  */
@@ -26,6 +33,9 @@
 
 #include "broker/broker.h"
 #include "sys/fault.h"
+
+#define PRELOAD "libsamepage-preload"
+#define AGAIN "SAMEPAGED_STARTED_AGAIN" /* so that this happens once */
 
 static void tell_manager(const char *state)
 {
@@ -129,14 +139,57 @@ static int serve(struct broker_config *config)
 	broker_free(b);
 	if (r < 0)
 		broker_log(BROKER_LOG_LIFE, "stopped: %s", strerror(-r));
-	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+	r = r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+	if (!broker_undertaker_end())
+		_exit(r); /* whatever they wait for, the end does not */
+	return r;
+}
+
+/* Drop our library from the list in LD_PRELOAD. True: it was there. */
+static bool strip_preload(char *list)
+{
+	char *out = list, *in = list;
+	bool found = false;
+
+	while (*in) {
+		size_t blank = strspn(in, " :");
+		size_t name = strcspn(in + blank, " :");
+		char *end = in + blank + name;
+		char *ours = memmem(in + blank, name, PRELOAD, strlen(PRELOAD));
+
+		found |= ours != NULL;
+		if (!ours) {
+			memmove(out, in, blank + name);
+			out += blank + name;
+		}
+		in = end;
+	}
+	*out = '\0';
+	return found;
+}
+
+static void leave_preload(char **argv)
+{
+	const char *value = getenv("LD_PRELOAD");
+	char *list = value ? strdup(value) : NULL;
+
+	if (list && strip_preload(list) && !getenv(AGAIN)) {
+		setenv("LD_PRELOAD", list, 1);
+		setenv(AGAIN, "1", 1);
+		execv("/proc/self/exe", argv);
+		fprintf(stderr, "samepaged: runs preloaded: %s\n", strerror(errno));
+	}
+	unsetenv(AGAIN);
+	free(list);
 }
 
 int main(int argc, char **argv)
 {
 	struct broker_config config;
-	int r = broker_options(&config, argc, argv);
+	int r;
 
+	leave_preload(argv);
+	r = broker_options(&config, argc, argv);
 	if (r != 0)
 		return r > 0 ? EXIT_SUCCESS : 2;
 	if (sys_fault_from_env() < 0) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The command line of samepaged; man/samepaged.8 explains it. */
 #include <getopt.h>
+#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +17,14 @@ enum option_id {
 	OPT_IDLE_EXIT,
 	OPT_READY_FD,
 	OPT_STORE_MAX,
+	OPT_STORE_TOTAL,
 	OPT_CLIENT_MAX,
 	OPT_SESSIONS_MAX,
 	OPT_TRIM_INTERVAL,
 	OPT_LINGER,
 	OPT_REQUEST_TIMEOUT,
+	OPT_LEND_USERFAULTFD,
+	OPT_SOCKET_GROUP,
 	OPT_FOREGROUND,
 	OPT_HELP,
 	OPT_VERSION,
@@ -32,11 +36,14 @@ static const struct option long_options[] = {
 	{ "idle-exit", required_argument, NULL, OPT_IDLE_EXIT },
 	{ "ready-fd", required_argument, NULL, OPT_READY_FD },
 	{ "store-max", required_argument, NULL, OPT_STORE_MAX },
+	{ "store-total", required_argument, NULL, OPT_STORE_TOTAL },
 	{ "client-max", required_argument, NULL, OPT_CLIENT_MAX },
 	{ "sessions-max", required_argument, NULL, OPT_SESSIONS_MAX },
 	{ "trim-interval", required_argument, NULL, OPT_TRIM_INTERVAL },
 	{ "linger", required_argument, NULL, OPT_LINGER },
 	{ "request-timeout", required_argument, NULL, OPT_REQUEST_TIMEOUT },
+	{ "lend-userfaultfd", required_argument, NULL, OPT_LEND_USERFAULTFD },
+	{ "socket-group", required_argument, NULL, OPT_SOCKET_GROUP },
 	{ "foreground", no_argument, NULL, OPT_FOREGROUND },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -51,12 +58,16 @@ static void help(void)
 	       "  --on-demand              exit when nobody has been connected for a while\n"
 	       "  --idle-exit SECONDS      how long a while is (default 5 with --on-demand)\n"
 	       "  --ready-fd FD            write one byte to FD when listening, and close it\n"
-	       "  --store-max BYTES        shared pages of one domain (default: half of memory)\n"
-	       "  --client-max BYTES       pages that one client may add (default: half of that)\n"
+	       "  --store-max BYTES        shared pages of one user (default: half of memory)\n"
+	       "  --store-total BYTES      ... of all users (default: three quarters of memory)\n"
+	       "  --client-max BYTES       pages that one process may add to a domain\n"
+	       "                           (default: half of --store-max)\n"
 	       "  --sessions-max N         sessions of one user (default 1024)\n"
 	       "  --trim-interval SECONDS  between looks for unused segments (default 30)\n"
 	       "  --linger SECONDS         a domain without clients is kept (default 10)\n"
 	       "  --request-timeout SECONDS  a client may take for an operation (default 120)\n"
+	       "  --lend-userfaultfd yes|no|GROUP  who may have /dev/userfaultfd (default yes)\n"
+	       "  --socket-group GROUP     only root and GROUP may connect\n"
 	       "  --foreground             do not detach; the default\n"
 	       "  --help, --version\n\n"
 	       "BYTES may have a suffix K, M, G or T. See samepaged(8).\n");
@@ -115,6 +126,33 @@ static bool parse_slots(const char *text, uint64_t *slots)
 	return *slots > 0;
 }
 
+/* A name or a number. */
+static bool parse_group(const char *text, int64_t *gid)
+{
+	const struct group *g = getgrnam(text);
+	uint64_t n;
+
+	if (g) {
+		*gid = g->gr_gid;
+		return true;
+	}
+	if (!parse_plain(text, UINT32_MAX - 1, &n))
+		return false;
+	*gid = (int64_t)n;
+	return true;
+}
+
+static bool parse_lend(const char *text, int64_t *gid)
+{
+	if (strcmp(text, "yes") == 0)
+		*gid = BROKER_LEND_ALL;
+	else if (strcmp(text, "no") == 0)
+		*gid = BROKER_LEND_NONE;
+	else
+		return parse_group(text, gid);
+	return true;
+}
+
 static bool parse_one(struct broker_config *c, int id, const char *arg)
 {
 	uint64_t n;
@@ -137,6 +175,12 @@ static bool parse_one(struct broker_config *c, int id, const char *arg)
 		return true;
 	case OPT_STORE_MAX:
 		return parse_slots(arg, &c->store_max_slots);
+	case OPT_STORE_TOTAL:
+		return parse_slots(arg, &c->store_total_slots);
+	case OPT_LEND_USERFAULTFD:
+		return parse_lend(arg, &c->lend_gid);
+	case OPT_SOCKET_GROUP:
+		return parse_group(arg, &c->socket_gid);
 	case OPT_CLIENT_MAX:
 		return parse_slots(arg, &c->client_max_slots);
 	case OPT_IDLE_EXIT:
@@ -166,7 +210,9 @@ static void defaults(struct broker_config *c)
 		.request_timeout_usec = 120 * BROKER_SECOND_USEC,
 		.hello_timeout_usec = 10 * BROKER_SECOND_USEC,
 		.sessions_per_uid_max = 1024,
-		.domains_per_uid_max = 256,
+		.domains_per_uid_max = 32,
+		.socket_gid = -1,
+		.lend_gid = BROKER_LEND_ALL,
 		.listen_fd = -1,
 		.ready_fd = -1,
 	};
@@ -179,6 +225,20 @@ static void defaults(struct broker_config *c)
 		c->cand_max_pages = 1u << 16;
 	if (c->cand_max_pages > 1u << 26)
 		c->cand_max_pages = 1u << 26;
+}
+
+/* A total of its own, if need be so large that one user's quota fits beside root's part. */
+static void fill_in_quotas(struct broker_config *c)
+{
+	uint64_t memory_pages = (uint64_t)sysconf(_SC_PHYS_PAGES);
+
+	if (c->client_max_slots == 0)
+		c->client_max_slots = c->store_max_slots / 2 + 1;
+	if (c->store_total_slots > 0)
+		return;
+	c->store_total_slots = memory_pages / 4 * 3 + 1;
+	if (c->store_total_slots < c->store_max_slots / 7 * 8 + 8)
+		c->store_total_slots = c->store_max_slots / 7 * 8 + 8;
 }
 
 /* Returns 0 to go on, 1 when all is done, -1 when the command line is wrong. */
@@ -211,8 +271,7 @@ int broker_options(struct broker_config *c, int argc, char **argv)
 	}
 	if (c->on_demand && c->idle_exit_usec == BROKER_NEVER)
 		c->idle_exit_usec = 5 * BROKER_SECOND_USEC;
-	if (c->client_max_slots == 0)
-		c->client_max_slots = c->store_max_slots / 2 + 1;
+	fill_in_quotas(c);
 	if (c->socket_path[0] == '\0' && sys_broker_own_path(c->socket_path) < 0) {
 		fprintf(stderr, "samepaged: no place for a socket\n");
 		return -1;

@@ -2,15 +2,19 @@
 /*
  * Packets in and out of a session's socket.
  *
- * In. A packet is looked at first (MSG_PEEK, no room for fds) and then taken. What
- * comes with fds is taken with them only if it can be an OFFER; in all other
- * cases the kernel throws the fds away without this process ever having them,
- * because even closing a file can wait for its file system (undertaker.c). What
- * is received is asked for its seals first: only a memfd has any, and only then
- * other calls on it are safe.
+ * In. A packet is looked at first (MSG_PEEK, no room for fds), and taken only if
+ * that cannot be the last close of a file of somebody else's, which may take as
+ * long as they like (undertaker.c): without fds, or when it is an OFFER whose one
+ * fd has been seen to be a memfd. That fd is had by looking, too; it is asked for
+ * its seals first, because only a memfd has any, and only then other calls on it
+ * are safe. Every other packet stays where it is, and the whole connection goes
+ * to the undertaker (I4).
  *
- * Out. Sent at once if nothing is queued, else queued in order. A queue that
- * grows over its bound belongs to a peer that does not read: it is dropped (I4).
+ * Out. Sent at once if nothing is queued, else queued in order. While something
+ * is queued the session is not read from (session.c), so what it asks for does
+ * not pile up here; what is sent unasked may. A queue that grows over its bound,
+ * or does not move for the time of a request, belongs to a peer that does not
+ * read: it is dropped (I4).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,9 +25,8 @@
 
 #define OUT_PACKETS_MAX 256u
 #define OUT_BYTES_MAX (UINT64_C(1) << 20)
-#define KERNEL_FDS_MAX 253u
 
-/* Take the first packet off the socket; its fds are never received. */
+/* Take the first packet, which has been looked at, off the socket. */
 static void discard_first(struct broker_session *s)
 {
 	char none;
@@ -31,49 +34,51 @@ static void discard_first(struct broker_session *s)
 	sys->recv_msg(s->fd, &none, sizeof(none), NULL, NULL, 0);
 }
 
-/* The one memfd among fds, or -1 if that is not exactly what there is. */
-static int only_memfd(const int *fds, unsigned n)
+/*
+ * The first packet's true length and one fd of it, or -1 (there is none, or no room
+ * in our table), which the sys table's entry cannot tell. *alone: it has no other.
+ */
+static ssize_t look(int from, int *fd, bool *alone)
 {
-	int memfd = -1;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	/* CMSG_LEN: the padding of CMSG_SPACE would be room for one more. */
+	struct msghdr m = { .msg_control = &control, .msg_controllen = CMSG_LEN(sizeof(int)) };
+	ssize_t r = recvmsg(from, &m, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = r < 0 ? NULL : CMSG_FIRSTHDR(&m);
 
-	for (unsigned i = 0; i < n; i++) {
-		if (sys->get_seals(fds[i]) < 0)
-			broker_undertaker_take(fds[i]);
-		else if (n == 1)
-			memfd = fds[i];
-		else
-			sys->close(fds[i]);
-	}
-	return memfd;
+	*fd = -1;
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+		memcpy(fd, CMSG_DATA(c), sizeof(*fd));
+	*alone = !(m.msg_flags & MSG_CTRUNC);
+	return r < 0 ? -errno : r;
 }
 
 /* buf holds the beginning of a packet that is too long or carries fds. */
-static ssize_t receive_offer(struct broker_session *s, void *buf, int *fd)
+static ssize_t receive_offer(struct broker_session *s, const void *buf, int *fd)
 {
 	const struct core_wire_header *h = buf;
-	unsigned nfds = KERNEL_FDS_MAX;
-	int fds[KERNEL_FDS_MAX];
 	ssize_t r;
+	bool alone;
+	int seen;
 
-	/*
-	 * The true length, which the sys table's entry does not tell. An OFFER that
-	 * is cut would have its fds closed before we could look at them.
-	 */
-	r = recv(s->fd, NULL, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-	if (r != (ssize_t)sizeof(struct core_wire_segment) || h->type != CORE_WIRE_OFFER ||
-	    s->state != BROKER_SESSION_CLIENT) {
-		discard_first(s);
+	if (h->type != CORE_WIRE_OFFER || s->state != BROKER_SESSION_CLIENT)
+		return -EPROTO;
+	r = look(s->fd, &seen, &alone);
+	if (seen >= 0 && sys->get_seals(seen) < 0) {
+		broker_undertaker_take(seen, s->peer.uid);
 		return -EPROTO;
 	}
-	if (!broker_undertaker_free()) {
-		discard_first(s);
-		return -EAGAIN;
+	if (r != (ssize_t)sizeof(struct core_wire_segment) || seen < 0 || !alone) {
+		if (seen >= 0)
+			sys->close(seen);
+		return -EPROTO;
 	}
-	r = sys->recv_msg(s->fd, buf, CORE_WIRE_BYTES_MAX, fds, &nfds, 0);
-	if (r < 0)
-		return r;
-	*fd = only_memfd(fds, nfds);
-	return *fd >= 0 ? r : -EPROTO;
+	discard_first(s);
+	*fd = seen;
+	return r;
 }
 
 ssize_t broker_packet_receive(struct broker_session *s, void *buf, int *fd)
@@ -84,7 +89,7 @@ ssize_t broker_packet_receive(struct broker_session *s, void *buf, int *fd)
 	memset(buf, 0, sizeof(struct core_wire_header));
 	r = sys->recv_msg(s->fd, buf, CORE_WIRE_BYTES_MAX, NULL, NULL, MSG_PEEK);
 	if (r == -EMSGSIZE)
-		return receive_offer(s, buf, fd);
+		return receive_offer(s, buf, fd); /* there are fds, or too many bytes */
 	if (r > 0)
 		discard_first(s);
 	return r;
@@ -103,6 +108,8 @@ static void packet_free(struct broker_session *s, struct broker_packet *p)
 	STAILQ_REMOVE_HEAD(&s->out, link);
 	s->out_packets--;
 	s->out_bytes -= p->bytes;
+	s->out_moved_at = s->broker->now;
+	s->broker->stuck_count -= STAILQ_EMPTY(&s->out);
 	close_owned(p->fds, p->nfds, p->owned_fds);
 	free(p);
 }
@@ -145,6 +152,10 @@ static int enqueue(struct broker_session *s, const void *packet, uint32_t bytes,
 	for (uint32_t i = 0; i < nfds; i++)
 		p->fds[i] = fds[i];
 	memcpy(p->data, packet, bytes);
+	if (STAILQ_EMPTY(&s->out)) {
+		s->out_moved_at = s->broker->now;
+		s->broker->stuck_count++;
+	}
 	STAILQ_INSERT_TAIL(&s->out, p, link);
 	s->out_packets++;
 	s->out_bytes += bytes;

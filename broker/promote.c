@@ -12,6 +12,9 @@
  * may be that of one still waiting makes the batch go out first, so that equal
  * pages of one submission find each other.
  *
+ * What was published leaves the store's own mapping before the submission is
+ * answered, so that nobody at all can write to it any more (I1).
+ *
  * A slot counts as used only when its index entry is in: if the index has no
  * room for it, the bytes stay behind unpublished and the next new page takes
  * their place (I1 speaks of published slots; no client was told of this one).
@@ -191,6 +194,7 @@ unsigned broker_store_promote(struct broker_store *st, const uint8_t *ring,
 	for (unsigned i = 0; i < count; i++)
 		take(&b, i, ring + ring_page[i] * st->page_bytes, backed);
 	flush(&b);
+	broker_segment_unmap_published(st);
 	st->counted.submissions += count;
 	atomic_store_explicit(&st->index.header->slots_published, st->slots, memory_order_relaxed);
 	return b.fresh;

@@ -4,9 +4,16 @@
  *
  * Its own memory is resident memory that is not shared: the store, the index and
  * the rings are shared, and are counted where they are made.
+ *
+ * And what it believes of what clients say about themselves: not that it is true,
+ * only that it can be, so that sums over clients mean something. A mapped page,
+ * shared or not, costs 8 bytes of page table, which is memory that cannot be
+ * swapped: that bounds pages. What counts since the beginning is bounded so that
+ * sums do not overflow.
  */
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/sysinfo.h>
 
 #include "broker/broker.h"
 
@@ -48,6 +55,43 @@ static void add_domain(struct core_wire_ctl_end *end, const struct broker_domain
 	end->submissions += stats.submissions;
 	end->submissions_known += stats.submissions_known;
 	end->quota_refusals += stats.quota_refusals;
+}
+
+#define USEC_MAX (UINT64_C(10) * 366 * 24 * 3600 * BROKER_SECOND_USEC)
+#define EVER_MAX (UINT64_C(1) << 48)
+#define VMAS_MAX (UINT32_C(1) << 31)
+#define PTE_BYTES 8
+
+static bool result_possible(const struct samepage_result *r, uint64_t pages_max, int64_t vmas_max)
+{
+	const uint64_t pages[] = { r->pages_looked, r->pages_merged, r->pages_zeroed,
+				   r->pages_already, r->pages_promoted, r->runs };
+	bool ok = r->wall_usec <= USEC_MAX && r->cpu_usec <= USEC_MAX &&
+		  r->frozen_usec <= USEC_MAX && r->vmas_added >= -vmas_max &&
+		  r->vmas_added <= vmas_max;
+
+	for (size_t i = 0; i < sizeof(pages) / sizeof(pages[0]); i++)
+		ok &= pages[i] <= pages_max;
+	for (size_t i = 0; i < SAMEPAGE_REASON_MAX; i++)
+		ok &= r->pages_declined[i] <= pages_max;
+	return ok;
+}
+
+bool broker_report_possible(const struct core_wire_report *r)
+{
+	struct sysinfo machine = { 0 };
+	uint64_t bytes_max = EVER_MAX;
+
+	if (sysinfo(&machine) == 0)
+		bytes_max = ((uint64_t)machine.totalram + machine.totalswap) * machine.mem_unit;
+	return r->error <= 0 && r->error >= -4095 && r->vmas <= VMAS_MAX &&
+	       r->vmas_max <= VMAS_MAX && r->pss_before_bytes <= bytes_max &&
+	       r->pss_after_bytes <= bytes_max && r->own_bytes <= bytes_max &&
+	       r->pages_sharing <= bytes_max / PTE_BYTES &&
+	       r->pages_owned <= bytes_max / PTE_BYTES && r->cpu_usec <= USEC_MAX &&
+	       r->zero_pages <= EVER_MAX &&
+	       result_possible(&r->last, bytes_max / PTE_BYTES, VMAS_MAX) &&
+	       result_possible(&r->total, EVER_MAX, (int64_t)EVER_MAX);
 }
 
 void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end)

@@ -4,13 +4,16 @@
  *
  * Sealed FUTURE_WRITE from birth, a segment can be written through one mapping
  * only, made before the seal (I1). That mapping exists while the segment is
- * open. It is filled with UFFDIO_COPY, a batch at a time: the kernel allocates a
- * page and copies into it, where a fault would have zeroed it first (1.2 against
- * 1.7 us a page). Without userfaultfd: MADV_POPULATE_WRITE and memcpy. Behind
- * that, page tables are emptied: MADV_DONTNEED on a shared mapping leaves the
- * pages in the file, so the broker's own footprint does not carry the store.
+ * open,
+ * and covers the slots that are not published yet. It is filled with UFFDIO_COPY,
+ * a batch at a time: the kernel allocates a page and copies into it, where a
+ * fault would have zeroed it first (1.2 against 1.7 us a page). Without
+ * userfaultfd: MADV_POPULATE_WRITE and memcpy. When a submission is done, the
+ * mapping loses its head, the slots that were published: F_SEAL_FUTURE_WRITE then
+ * keeps even the broker, and whoever could write to its memory, from ever changing
+ * them, and the broker's own footprint does not carry the store.
  *
- * Full: the mapping goes, F_SEAL_WRITE comes. It says EBUSY while somebody
+ * Full: nothing is mapped any more, F_SEAL_WRITE comes. It says EBUSY while somebody
  * holds a transient reference on a page (a pin, a lookup): later calls retry.
  * Nothing depends on it but a later broker, which adopts only what carries it.
  *
@@ -81,6 +84,45 @@ void broker_segment_close_fds(struct broker_segment *seg)
 	seg->rw_fd = seg->ro_fd = -1;
 }
 
+/* At most one is open, but segments may be adopted after it. */
+static struct broker_segment *open_segment(struct broker_store *st)
+{
+	for (size_t i = st->segment_count; st->window.map && i-- > 0;) {
+		if (st->segments[i].state == BROKER_SEGMENT_OPEN)
+			return &st->segments[i];
+	}
+	return NULL;
+}
+
+/* Slots up to `end` leave the mapping. What is gone is never unmapped again. */
+static void window_unmap(struct broker_store *st, uint32_t end)
+{
+	struct broker_window *win = &st->window;
+
+	if (win->start >= end)
+		return;
+	/* No memory to split the mapping: the next time, then. */
+	if (sys->munmap(win->map + win->start * st->page_bytes,
+			(end - win->start) * st->page_bytes) == 0)
+		win->start = end;
+}
+
+void broker_window_close(struct broker_store *st)
+{
+	/* Once more if it failed: an address that is forgotten stays writable. */
+	for (int i = 0; st->window.map && i < 2; i++)
+		window_unmap(st, BROKER_SEGMENT_SLOTS);
+	st->window.map = NULL;
+}
+
+void broker_segment_unmap_published(struct broker_store *st)
+{
+	struct broker_segment *seg = open_segment(st);
+
+	if (seg)
+		window_unmap(st, seg->slots);
+}
+
 static int map_for_writing(struct broker_store *st, int fd, struct stat *about)
 {
 	size_t bytes = broker_segment_bytes(st);
@@ -119,8 +161,7 @@ static int segment_new(struct broker_store *st, struct broker_segment **out)
 	}
 	seg = broker_segment_add(st);
 	if (!seg) {
-		sys->munmap(st->window.map, broker_segment_bytes(st));
-		st->window.map = NULL;
+		broker_window_close(st);
 		sys->close(fd);
 		return -ENOMEM;
 	}
@@ -132,28 +173,10 @@ static int segment_new(struct broker_store *st, struct broker_segment **out)
 	return 0;
 }
 
-/* At most one is open, but segments may be adopted after it. */
 int broker_segment_open(struct broker_store *st, struct broker_segment **seg)
 {
-	for (size_t i = st->segment_count; st->window.map && i-- > 0;) {
-		if (st->segments[i].state == BROKER_SEGMENT_OPEN) {
-			*seg = &st->segments[i];
-			return 0;
-		}
-	}
-	return segment_new(st, seg);
-}
-
-/* Slots behind the next one to be written leave our page tables. */
-static void forget_written(struct broker_store *st, const struct broker_segment *seg)
-{
-	struct broker_window *win = &st->window;
-
-	if (seg->slots < win->start + BROKER_BATCH_PAGES)
-		return;
-	sys->madvise(win->map + win->start * st->page_bytes,
-		     (seg->slots - win->start) * st->page_bytes, MADV_DONTNEED);
-	win->start = seg->slots;
+	*seg = open_segment(st);
+	return *seg ? 0 : segment_new(st, seg);
 }
 
 /* Memory for n slots from the first that has none, by faults of zeroed pages. */
@@ -181,7 +204,6 @@ int broker_segment_write(struct broker_store *st, struct broker_segment *seg, co
 	struct broker_window *win = &st->window;
 	uint32_t at = seg->slots, end = seg->slots + n;
 
-	forget_written(st, seg);
 	while (at < end) {
 		const uint8_t *from = pages + (at - seg->slots) * st->page_bytes;
 		uint8_t *to = win->map + at * st->page_bytes;
@@ -230,8 +252,7 @@ void broker_segment_advance(struct broker_store *st, struct broker_segment *seg)
 	st->slots++;
 	if (++seg->slots < BROKER_SEGMENT_SLOTS)
 		return;
-	sys->munmap(st->window.map, broker_segment_bytes(st));
-	st->window.map = NULL;
+	broker_window_close(st);
 	seg->state = BROKER_SEGMENT_SEALING;
 	broker_segment_try_seal(seg);
 }

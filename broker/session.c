@@ -8,7 +8,12 @@
  *
  * Quantum. A readable session may have a few small messages handled per round,
  * or one that is work (SUBMIT, TAGS, CTL, OFFER); then the others have their
- * turn. epoll is level-triggered: what is left is reported again (I4).
+ * turn. epoll is level-triggered: what is left is reported again (I4). A session
+ * that has answers queued is not read from until they are gone.
+ *
+ * The end. A connection may hold packets with fds that were never read, so it is
+ * shut down here and closed elsewhere (undertaker.c). Until then it counts as one
+ * of its user's.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,11 +27,16 @@
 static bool over_uid_quota(const struct broker *b, uid_t uid)
 {
 	const struct broker_session *s;
-	uint32_t n = 0;
+	uint32_t n = broker_undertaker_count(uid, false);
 
 	TAILQ_FOREACH(s, &b->sessions, link)
 		n += s->peer.uid == uid;
 	return n >= b->config.sessions_per_uid_max;
+}
+
+static bool over_quota(const struct broker *b)
+{
+	return b->session_count + broker_undertaker_count(0, true) >= b->config.sessions_max;
 }
 
 /* Before there is a session to speak of: tell and close. */
@@ -37,7 +47,7 @@ static void turn_away(int fd, const struct sys_peer *peer, int error, const char
 	core_wire_header_init(&e.h, CORE_WIRE_ERROR, sizeof(e), 0);
 	strncpy(e.text, text, sizeof(e.text) - 1);
 	sys->send_msg(fd, &e, sizeof(e), NULL, 0, 0);
-	sys->close(fd);
+	broker_undertaker_take_socket(fd, peer->uid);
 	broker_log(BROKER_LOG_QUOTA, "pid %d (uid %u) turned away: %s", (int)peer->pid,
 		   (unsigned)peer->uid, text);
 }
@@ -71,17 +81,22 @@ static struct broker_session *session_new(struct broker *b, int fd, const struct
 
 void broker_session_accept(struct broker *b, int fd)
 {
-	struct sys_peer peer = { 0 };
+	struct sys_peer peer = { .uid = (uid_t)-1 };
 	int r = sys->peer(fd, &peer);
 
 	if (r < 0)
 		turn_away(fd, &peer, r, "the kernel does not say who you are");
 	else if (b->overflow_uid >= 0 && peer.uid == (uid_t)b->overflow_uid)
 		turn_away(fd, &peer, -EPERM, "a user without an identity here");
-	else if (b->session_count >= b->config.sessions_max || over_uid_quota(b, peer.uid))
+	else if (over_quota(b) || over_uid_quota(b, peer.uid))
 		turn_away(fd, &peer, -EDQUOT, "too many sessions");
 	else if (!session_new(b, fd, &peer))
 		turn_away(fd, &peer, -ENOMEM, "no memory for a session");
+}
+
+static bool may_read(const struct broker_session *s)
+{
+	return s->state != BROKER_SESSION_DOOMED && s->offer_fd < 0 && STAILQ_EMPTY(&s->out);
 }
 
 /* Tell epoll what the session waits for now. */
@@ -91,7 +106,7 @@ void broker_session_watch(struct broker_session *s)
 
 	if (s->state == BROKER_SESSION_DOOMED)
 		return;
-	if (s->offer_fd < 0)
+	if (may_read(s))
 		ev.events |= EPOLLIN;
 	if (!STAILQ_EMPTY(&s->out))
 		ev.events |= EPOLLOUT;
@@ -102,6 +117,17 @@ void broker_session_watch(struct broker_session *s)
 		return;
 	}
 	s->epoll_events = ev.events;
+}
+
+/* Closed later, it must leave the epoll set now. The kernel cannot fail that. */
+static void bury(struct broker_session *s)
+{
+	for (int i = 0; i < 3; i++) {
+		if (sys->epoll_ctl(s->broker->ep, EPOLL_CTL_DEL, s->fd, NULL) == 0)
+			break;
+	}
+	broker_undertaker_take_socket(s->fd, s->peer.uid);
+	s->fd = -1;
 }
 
 void broker_session_drop(struct broker_session *s)
@@ -125,8 +151,7 @@ void broker_session_drop(struct broker_session *s)
 	if (s->domain)
 		broker_domain_leave(b, s->domain);
 	s->domain = NULL;
-	sys->close(s->fd); /* takes it out of the epoll set */
-	s->fd = -1;
+	bury(s);
 	TAILQ_REMOVE(&b->sessions, s, link);
 	TAILQ_INSERT_TAIL(&b->doomed, s, link);
 	b->session_count--;
@@ -198,7 +223,7 @@ static void session_read(struct broker_session *s)
 				broker_session_drop(s);
 			return;
 		}
-		if (message(s, buf, r, fd) || s->state == BROKER_SESSION_DOOMED)
+		if (message(s, buf, r, fd) || !may_read(s))
 			return;
 	}
 }
@@ -218,7 +243,7 @@ void broker_session_event(struct broker_session *s, uint32_t events)
 	if (s->state == BROKER_SESSION_DOOMED)
 		return;
 	/* With EPOLLHUP there may still be messages to read; their end is a read of 0. */
-	if (s->offer_fd < 0 && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+	if (may_read(s) && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		session_read(s);
 	else if (events & (EPOLLHUP | EPOLLERR))
 		broker_session_drop(s);

@@ -165,8 +165,7 @@ void broker_store_free(struct broker_store *st)
 {
 	if (!st)
 		return;
-	if (st->window.map)
-		sys->munmap(st->window.map, broker_segment_bytes(st));
+	broker_window_close(st);
 	for (size_t i = 0; i < st->segment_count; i++)
 		broker_segment_close_fds(&st->segments[i]);
 	free(st->segments);

@@ -29,7 +29,8 @@ struct broker_segment {
 /* The one shared writable mapping, of the open segment. */
 struct broker_window {
 	uint8_t *map;            /* NULL: there is no open segment */
-	uint32_t start, end;     /* slots of it that may be in our page tables; end: backed */
+	uint32_t start;          /* slots before it are not mapped any more */
+	uint32_t end;            /* slots before it are backed by memory */
 	bool copy_in;            /* registered with the store's userfaultfd */
 };
 
@@ -76,6 +77,10 @@ int broker_segment_open(struct broker_store *st, struct broker_segment **seg);
 /* Put n pages into slots seg->slots and following; they fit. Publishes nothing. */
 int broker_segment_write(struct broker_store *st, struct broker_segment *seg, const uint8_t *pages,
 			 uint32_t n);
+/* All published slots of the open segment leave the window, for good. */
+void broker_segment_unmap_published(struct broker_store *st);
+/* Unmap what is left of the window. */
+void broker_window_close(struct broker_store *st);
 /* Slot seg->slots is published. */
 void broker_segment_advance(struct broker_store *st, struct broker_segment *seg);
 /* A new entry at the end, number st->next_number. NULL: no memory, no numbers left. */

@@ -241,7 +241,10 @@ static void test_silent(void **state)
 	expect_end(0, 2);
 }
 
-/* The asker goes away: what was not sent is not sent, the next one has its turn. */
+/*
+ * The asker goes away: what was not sent is not sent, and others' operations go on;
+ * one that needs no round has not waited for it, but no session is asked twice.
+ */
 static void test_asker_leaves(void **state)
 {
 	struct bt_client second;
@@ -251,14 +254,74 @@ static void test_asker_leaves(void **state)
 	bt_expect_request(&a, CORE_WIRE_OP_LOOK);
 	bt_expect_request(&b, CORE_WIRE_OP_LOOK);
 	bt_ctl(&second, CORE_WIRE_OP_UNMERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	assert_int_equal(bt_receive(&a, 50), -ETIMEDOUT);
 	bt_answer(&a, 0, 1);
-	assert_int_equal(bt_receive(&a, 50), -ETIMEDOUT); /* one operation at a time */
 	bt_close(&control);
 	bt_expect_request(&a, CORE_WIRE_OP_UNMERGE);
 	bt_answer(&a, 0, 1);
+	assert_int_equal(bt_receive(&b, 50), -ETIMEDOUT);
 	bt_answer(&b, 0, 1); /* the old question */
 	bt_expect_request(&b, CORE_WIRE_OP_UNMERGE);
 	bt_answer(&b, 0, 2);
+	bt_expect(&second, CORE_WIRE_CTL_ITEM);
+	bt_expect(&second, CORE_WIRE_CTL_ITEM);
+	bt_expect(&second, CORE_WIRE_CTL_END);
+	bt_close(&second);
+}
+
+/* An operation whose sessions owe nothing ends while another one waits. */
+static void test_side_by_side(void **state)
+{
+	const int32_t nobody = 999999;
+	struct bt_client second, other;
+
+	bt_control(&second, &daemon_under_test);
+	bt_open(&other, &daemon_under_test, "other");
+	bt_ctl(&control, CORE_WIRE_OP_MERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_expect_request(&a, CORE_WIRE_OP_LOOK);
+	bt_expect_request(&other, CORE_WIRE_OP_LOOK);
+	bt_answer(&other, 0, 1);
+	/* Its domain has looked: it does not wait for the others. */
+	bt_expect_request(&other, CORE_WIRE_OP_MERGE);
+	bt_answer(&other, 0, 2);
+	bt_expect(&control, CORE_WIRE_CTL_ITEM);
+	bt_answer(&a, 0, 1);
+	bt_ctl(&second, CORE_WIRE_OP_STATS, 0, &nobody, 1);
+	bt_expect(&second, CORE_WIRE_CTL_ITEM);
+	bt_expect(&second, CORE_WIRE_CTL_END);
+	bt_expect_request(&b, CORE_WIRE_OP_LOOK);
+	bt_answer(&b, 0, 1);
+	bt_expect_request(&a, CORE_WIRE_OP_MERGE);
+	bt_answer(&a, 0, 1);
+	bt_expect_request(&b, CORE_WIRE_OP_MERGE);
+	bt_answer(&b, 0, 1);
+	bt_expect(&control, CORE_WIRE_CTL_ITEM);
+	bt_expect(&control, CORE_WIRE_CTL_ITEM);
+	expect_end(0, 3);
+	bt_close(&other);
+	bt_close(&second);
+}
+
+/* Two merges of one domain: the second looks when the first has ended. */
+static void test_rounds(void **state)
+{
+	struct bt_client second;
+
+	bt_control(&second, &daemon_under_test);
+	bt_ctl(&control, CORE_WIRE_OP_MERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_ctl(&second, CORE_WIRE_OP_MERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	for (int i = 0; i < 2; i++) {
+		bt_expect_request(&a, CORE_WIRE_OP_LOOK);
+		bt_answer(&a, 0, 1);
+		assert_int_equal(bt_receive(&a, 50), -ETIMEDOUT);
+		bt_expect_request(&b, CORE_WIRE_OP_LOOK);
+		bt_answer(&b, 0, 1);
+		bt_expect_request(&a, CORE_WIRE_OP_MERGE);
+		bt_answer(&a, 0, 1);
+		assert_int_equal(bt_receive(&a, 50), -ETIMEDOUT);
+		bt_expect_request(&b, CORE_WIRE_OP_MERGE);
+		bt_answer(&b, 0, 1);
+	}
 	bt_expect(&second, CORE_WIRE_CTL_ITEM);
 	bt_expect(&second, CORE_WIRE_CTL_ITEM);
 	bt_expect(&second, CORE_WIRE_CTL_END);
@@ -340,6 +403,72 @@ static void test_other_user(void **state)
 	assert_int_equal(bt_receive(&a, 0), -ETIMEDOUT);
 }
 
+/* As root's silent program and root's long line of operations do not matter to others. */
+static int merge_as_other_user(void)
+{
+	struct bt_client mine, stopped, ctl;
+	const struct core_wire_ctl_item *item;
+
+	if (setgid(12345) != 0 || setuid(12345) != 0)
+		return 1;
+	bt_open(&mine, &daemon_under_test, "mine");
+	bt_open(&stopped, &daemon_under_test, "stopped");
+	bt_control(&ctl, &daemon_under_test);
+	bt_ctl(&ctl, CORE_WIRE_OP_MERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_expect_request(&mine, CORE_WIRE_OP_LOOK);
+	bt_answer(&mine, 0, 1);
+	bt_expect_request(&mine, CORE_WIRE_OP_MERGE);
+	bt_answer(&mine, 0, 1);
+	item = bt_expect(&ctl, CORE_WIRE_CTL_ITEM);
+	if (item->report.error != 0)
+		return 2;
+	item = bt_expect(&ctl, CORE_WIRE_CTL_ITEM);
+	if (item->report.error != -ETIMEDOUT)
+		return 3;
+	bt_expect(&ctl, CORE_WIRE_CTL_END);
+	return 0;
+}
+
+/*
+ * Root's operations stand in line for a program of root's that is silent; another
+ * user's merge goes through, and so does one of root's on somebody else.
+ */
+static void test_silent_alone(void **state)
+{
+	const int32_t nobody = 999999;
+	struct bt_client second;
+	int status;
+	pid_t pid;
+
+	if (geteuid() != 0)
+		skip();
+	bt_control(&second, &daemon_under_test);
+	for (int i = 0; i < 4; i++)
+		bt_ctl(&control, CORE_WIRE_OP_STATS, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_expect_request(&a, CORE_WIRE_OP_STATS);
+	bt_ctl(&second, CORE_WIRE_OP_STATS, 0, &nobody, 1);
+	bt_expect(&second, CORE_WIRE_CTL_ITEM);
+	bt_expect(&second, CORE_WIRE_CTL_END);
+	/* All of that before anybody's time was out: nothing has come for control. */
+	assert_int_equal(bt_receive(&control, 0), -ETIMEDOUT);
+	pid = fork();
+	if (pid == 0)
+		_exit(merge_as_other_user());
+	/* One timeout for all four of them. */
+	for (int i = 0; i < 4; i++) {
+		for (int k = 0; k < 2; k++) {
+			const struct core_wire_ctl_item *item;
+
+			item = bt_expect(&control, CORE_WIRE_CTL_ITEM);
+			assert_int_equal(item->report.error, -ETIMEDOUT);
+		}
+		bt_expect(&control, CORE_WIRE_CTL_END);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	bt_close(&second);
+}
+
 #define CONTROL(test) cmocka_unit_test_setup_teardown(test, before, after)
 
 int main(void)
@@ -348,7 +477,8 @@ int main(void)
 		CONTROL(test_list),	    CONTROL(test_stats),	CONTROL(test_strangers),
 		CONTROL(test_merge),	    CONTROL(test_dies),		CONTROL(test_silent),
 		CONTROL(test_asker_leaves), CONTROL(test_queue_full),	CONTROL(test_many_items),
-		CONTROL(test_other_user),
+		CONTROL(test_other_user),   CONTROL(test_side_by_side), CONTROL(test_rounds),
+		CONTROL(test_silent_alone),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);

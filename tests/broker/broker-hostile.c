@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -219,37 +220,82 @@ static void test_go_away(void **state)
 	}
 }
 
-/* Asks and asks, and never reads: dropped when its queue is full. */
+/* Send until the broker takes no more for a while. */
+static void stuff(const struct bt_client *c, const void *packet, uint32_t bytes)
+{
+	for (unsigned full = 0; full < 20;) {
+		if (sys->send_msg(c->fd, packet, bytes, NULL, 0, MSG_DONTWAIT) > 0) {
+			full = 0;
+		} else {
+			full++;
+			usleep(10000);
+		}
+	}
+}
+
+/*
+ * Asks and asks, and never reads: its questions are left where they are, and it is
+ * dropped when nothing has moved for the time of a request.
+ */
+static void never_reads(const void *packet, uint32_t bytes)
+{
+	static const char *const args[] = { "--request-timeout", "1", NULL };
+	struct pollfd p = { .events = POLLRDHUP };
+	struct bt_client c, other;
+	struct bt_daemon d;
+	unsigned fds;
+
+	bt_daemon_start(&d, args);
+	bt_open(&c, &d, "default");
+	bt_open(&other, &d, "default");
+	bt_check_served(&other, 1);
+	fds = bt_daemon_fds(&d);
+	stuff(&c, packet, bytes);
+	bt_check_served(&other, 2);
+	assert_in_range(bt_daemon_fds(&d), 0, fds + 4); /* answers do not pile up */
+	p.fd = c.fd;
+	assert_int_equal(poll(&p, 1, BT_WAIT_MSEC), 1);
+	assert_true(p.revents & POLLRDHUP);
+	bt_check_served(&other, 3);
+	bt_close(&c);
+	bt_close(&other);
+	bt_daemon_stop(&d);
+}
+
 static void test_not_reading(void **state)
 {
 	struct core_wire_submit m = { .count = 1 };
-	struct bt_client c;
 	uint32_t bytes = (uint32_t)core_wire_bytes(CORE_WIRE_SUBMIT, 1);
-	int r = 0;
 
-	bt_open(&c, &daemon_under_test, "default");
 	core_wire_header_init(&m.h, CORE_WIRE_SUBMIT, bytes, 1);
-	for (unsigned i = 0; i < 100000 && r >= 0; i++) {
-		r = bt_send_raw(&c, &m, bytes, NULL, 0);
-		if (i % 1000 == 0)
-			bt_check_served(&good, 2000);
-	}
-	assert_true(r == -EPIPE || r == -ECONNRESET);
-	bt_close(&c);
+	never_reads(&m, bytes);
 }
 
 /* The same with files in the answers. */
 static void test_not_reading_segments(void **state)
 {
 	struct core_wire_segment m = { .segment = 0 };
+
+	core_wire_header_init(&m.h, CORE_WIRE_SEGMENT_GET, sizeof(m), 1);
+	never_reads(&m, sizeof(m));
+}
+
+/* Reads late, but reads: every answer comes, in order. */
+static void test_reading_late(void **state)
+{
+	struct core_wire_submit m = { .count = 1 };
+	uint32_t bytes = (uint32_t)core_wire_bytes(CORE_WIRE_SUBMIT, 1), sent = 0;
 	struct bt_client c;
-	int r = 0;
 
 	bt_open(&c, &daemon_under_test, "default");
-	core_wire_header_init(&m.h, CORE_WIRE_SEGMENT_GET, sizeof(m), 1);
-	for (unsigned i = 0; i < 100000 && r >= 0; i++)
-		r = bt_send_raw(&c, &m, sizeof(m), NULL, 0);
-	assert_true(r == -EPIPE || r == -ECONNRESET);
+	core_wire_header_init(&m.h, CORE_WIRE_SUBMIT, bytes, 0);
+	while (sent < 100000 && sys->send_msg(c.fd, &m, bytes, NULL, 0, MSG_DONTWAIT) > 0)
+		m.h.seq = ++sent;
+	for (uint32_t i = 0; i < sent; i++) {
+		const struct core_wire_slots *answer = bt_expect(&c, CORE_WIRE_SLOTS);
+
+		assert_int_equal(answer->h.seq, i);
+	}
 	bt_close(&c);
 }
 
@@ -340,6 +386,7 @@ int main(void)
 		HOSTILE(test_not_reading),	 HOSTILE(test_not_reading_segments),
 		HOSTILE(test_flood),		 HOSTILE(test_silent_connections),
 		HOSTILE(test_ring_tricks),	 HOSTILE(test_counted),
+		HOSTILE(test_reading_late),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);

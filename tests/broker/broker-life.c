@@ -182,6 +182,8 @@ static void test_options(void **state)
 	static const char *const wrong[][3] = {
 		{ "--store-max", "1X", NULL }, { "--store-max", "-1", NULL },
 		{ "--linger", "soon", NULL },  { "--request-timeout", "0", NULL },
+		{ "--socket-group", "no such group", NULL }, { "--store-total", "0", NULL },
+		{ "--lend-userfaultfd", "perhaps not", NULL },
 		{ "surplus", NULL },	       { "--unknown", NULL },
 		{ "--store-max", "99999999999999999999T", NULL },
 	};

@@ -16,12 +16,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "broker/store.h"
@@ -360,6 +362,78 @@ static void test_seals(void **state)
 	end(&w);
 }
 
+/* Where the store has the open segment mapped for writing; *slot: from which slot on. */
+static uint8_t *window_of(const struct world *w, uint64_t *slot)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	unsigned long start, found = 0, offset;
+	char line[512];
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (!strstr(line, "memfd:samepage-store") || !strstr(line, " rw-s ") ||
+		    sscanf(line, "%lx-%*x %*s %lx", &start, &offset) != 2)
+			continue;
+		assert_int_equal(found, 0); /* one at most */
+		found = start;
+		*slot = offset / w->page;
+	}
+	fclose(f);
+	return (uint8_t *)found;
+}
+
+static bool write_faults(uint8_t *at)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		signal(SIGSEGV, SIG_DFL);
+		*(volatile uint8_t *)at = 1;
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
+}
+
+/*
+ * What is published cannot be written even by the store itself (I1), and what comes
+ * to stand where it was mapped is not the store's.
+ */
+static void test_published_unmapped(void **state)
+{
+	uint8_t *at, *stranger;
+	struct world w;
+	uint64_t slot;
+
+	begin(&w, 100000);
+	promote(&w, 1, 0, 1);
+	at = window_of(&w, &slot);
+	assert_non_null(at);
+	assert_int_equal(slot, 1);
+	promote(&w, 1, 1, 150);
+	assert_true(write_faults(at)); /* slot 1 */
+	assert_true(write_faults(at + 149 * w.page));
+	assert_ptr_equal(window_of(&w, &slot), at + 150 * w.page);
+	assert_int_equal(slot, 151);
+	stranger = mmap(at, w.page, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	assert_ptr_equal(stranger, at);
+	*stranger = 7;
+	promote_segments(&w, 2, 1); /* over the end of the segment */
+	window_of(&w, &slot);
+	assert_int_equal(slot, 151);
+	assert_int_equal(*stranger, 7);
+	assert_true(slot_is(&w, 100, 1, 100));
+	broker_store_free(w.st);
+	assert_null(window_of(&w, &slot));
+	assert_int_equal(*stranger, 7);
+	munmap(stranger, w.page);
+	w.st = NULL;
+	end(&w);
+}
+
 static void test_without_uffd(void **state)
 {
 	without_uffd = true;
@@ -368,6 +442,7 @@ static void test_without_uffd(void **state)
 	test_tag_collision(state);
 	test_no_memory(state);
 	test_read_ahead(state);
+	test_published_unmapped(state);
 	without_uffd = false;
 }
 
@@ -385,6 +460,7 @@ int main(void)
 		cmocka_unit_test(test_read_ahead),
 		cmocka_unit_test(test_ring_changes),
 		cmocka_unit_test(test_seals),
+		cmocka_unit_test(test_published_unmapped),
 		cmocka_unit_test(test_without_uffd),
 	};
 
