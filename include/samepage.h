@@ -158,9 +158,11 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  * -EINVAL  addr not on a page boundary, flags not 0, range wraps around
  * -ENOMEM  part of the range is not mapped: the mapped rest was done, the
  *          result is valid
- * -ENOTCONN  the broker is gone and could not be reached again: what was in
- *          the store already was merged, the rest counted as no_broker; the
- *          result is valid
+ * -ENOTCONN  the broker is gone and could not be reached again. Gone before the
+ *          call: nothing was looked at. Gone during it: what was in the store
+ *          already was merged, the rest counted as no_broker; the result is valid
+ * -EPERM   the library's thread could not be woken (a seccomp filter forbids
+ *          tgkill): nothing was done
  */
 SAMEPAGE_API int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t flags,
 				struct samepage_result *result);

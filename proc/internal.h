@@ -70,6 +70,7 @@ struct proc_staging {
 /* Working memory of the engine's thread: own mapping, excluded from merging. */
 struct proc_work {
 	struct sys_page_region regions[PROC_CHUNK_PAGES];
+	uint64_t entries[PROC_CHUNK_PAGES]; /* of /proc/self/pagemap */
 	struct core_range owned[PROC_OWNED_MAX];
 	struct core_plan_page plan[PROC_CHUNK_PAGES];
 	struct core_plan_run runs[PROC_CHUNK_PAGES];

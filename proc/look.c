@@ -209,6 +209,40 @@ static void look_region(struct proc_engine *e, const struct proc_chunk *c, uint3
 	}
 }
 
+/* Bit 56 of a pagemap entry: mapped here and nowhere else. */
+static bool exclusive(uint64_t entry)
+{
+	return entry >> 56 & 1;
+}
+
+/*
+ * Pages still shared with a parent or child since fork are not even read:
+ * process_vm_readv pins what it reads, and the kernel gives such a page a private
+ * copy first, which would undo the sharing that fork gave for nothing.
+ */
+static void look_unshared(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
+			  uint32_t end, struct samepage_result *res)
+{
+	uint64_t *entry = e->work->entries;
+	size_t bytes = (end - i) * sizeof(*entry);
+	off_t at = (off_t)((page_addr(e, c, i) >> e->page_shift) * sizeof(*entry));
+	uint32_t first = i;
+
+	if (sys->pread(e->pagemap_fd, entry, bytes, at) != (ssize_t)bytes) {
+		look_region(e, c, i, end, res);
+		return;
+	}
+	while (i < end) {
+		uint32_t until = i;
+
+		while (until < end && exclusive(entry[until - first]))
+			until++;
+		look_region(e, c, i, until, res);
+		for (i = until; i < end && !exclusive(entry[i - first]); i++)
+			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_FORK_SHARED);
+	}
+}
+
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)
 {
 	struct proc_work *w = e->work;
@@ -223,7 +257,7 @@ bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepag
 		uint32_t end = (uint32_t)((g->end - c->base) >> e->page_shift);
 
 		if (!(g->categories & SYS_PAGE_IS_SWAPPED))
-			look_region(e, c, i, end, res);
+			look_unshared(e, c, i, end, res);
 		for (; g->categories & SYS_PAGE_IS_SWAPPED && i < end; i++)
 			proc_plan_skip(&w->plan[i], SAMEPAGE_REASON_SWAPPED);
 	}

@@ -10,6 +10,7 @@
  */
 #include "proctest.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -49,6 +50,7 @@ static pid_t start_broker(void)
 	if (pid == 0) {
 		int null = open("/dev/null", O_RDWR);
 
+		pt_die_with_parent();
 		/* Its log is a line for each life. */
 		dup2(null, STDERR_FILENO);
 		close(ready[0]);
@@ -76,7 +78,7 @@ static void set_up(void)
 	pt_skip_unless_root();
 	if (!exe || access(exe, X_OK))
 		SKIP("no samepaged ($SAMEPAGED)");
-	snprintf(dir, sizeof(dir), "/tmp/samepage-test-XXXXXX");
+	snprintf(dir, sizeof(dir), "/tmp/samepage-proc-XXXXXX");
 	assert_non_null(mkdtemp(dir));
 	snprintf(sock, sizeof(sock), "%s/broker.sock", dir);
 	board = mmap(NULL, sizeof(*board), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -85,11 +87,15 @@ static void set_up(void)
 
 static void tear_down(void)
 {
-	char path[128];
+	DIR *d = opendir(dir);
+	struct dirent *e;
 
-	unlink(sock);
-	snprintf(path, sizeof(path), "%s.lock", sock);
-	unlink(path);
+	/* The socket, and what a killed broker keeps beside it. */
+	while (d && (e = readdir(d)))
+		if (e->d_name[0] != '.' || (e->d_name[1] && e->d_name[1] != '.'))
+			unlinkat(dirfd(d), e->d_name, 0);
+	if (d)
+		closedir(d);
 	if (rmdir(dir))
 		pt_note("left in %s: %s", dir, strerror(errno));
 	munmap(board, sizeof(*board));
@@ -141,8 +147,10 @@ static pid_t start_client(int (*fn)(unsigned), unsigned number)
 	fflush(NULL);
 	pid = fork();
 	PT_CHECK(pid >= 0);
-	if (pid == 0)
+	if (pid == 0) {
+		pt_die_with_parent();
 		_exit(fn(number));
+	}
 	return pid;
 }
 

@@ -94,7 +94,7 @@ static bool no_reserve(char *p, size_t bytes)
 
 static bool locked(char *p, size_t bytes)
 {
-	return mlock(p, bytes) == 0;
+	return syscall(SYS_mlock, p, bytes) == 0; /* AddressSanitizer's mlock(3) does nothing */
 }
 
 #define ADVICE(fn, advice)                                                                         \
@@ -356,7 +356,6 @@ static void own_memory_is_left_alone(void **state)
 		assert_true(err == 0 || err == -ENOMEM);
 		assert_int_equal(r.pages_merged + r.pages_zeroed + r.pages_already, 0);
 		assert_true(pt_sums(&r));
-		assert_int_equal(pt_file_pages((void *)start, 1), 0);
 		ranges++;
 		from = end;
 	}

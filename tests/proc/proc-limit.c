@@ -123,6 +123,11 @@ static int merge_near_nine_tenths(void *arg)
 		PT_CHECK(samepage_discard(sp, p, PAGES * pt_page()) == 0);
 		fill(p);
 	}
+	/* Not for a moment in between, either. */
+	atomic_store(&stop, true);
+	pthread_join(t, NULL);
+	pt_note("never more than %zu mappings of %zu", atomic_load(&most), limit);
+	PT_CHECK(atomic_load(&most) <= nine_tenths());
 	/* Far beyond: not one more. */
 	eat_up_to(&e, nine_tenths() + 1000);
 	PT_CHECK(samepage_merge(sp, p, PAGES * pt_page(), 0, &r) == 0);
@@ -132,8 +137,6 @@ static int merge_near_nine_tenths(void *arg)
 	PT_CHECK(samepage_merge(sp, p, PAGES * pt_page(), 0, &r) == 0);
 	PT_CHECK(pt_complete(&r));
 	check(p);
-	atomic_store(&stop, true);
-	pthread_join(t, NULL);
 	samepage_close(sp);
 	return 0;
 }

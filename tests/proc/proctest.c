@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -32,6 +33,46 @@ _Noreturn void pt_die(const char *file, int line, const char *what)
 	pt_note("%s:%d: pid %d: not so: %s", file, line, (int)getpid(), what);
 	_exit(99);
 }
+
+/*
+ * ThreadSanitizer must hear of mappings that come and go: the library's raw system
+ * calls would leave it with what it knew about an address's former tenant.
+ */
+#if defined(__SANITIZE_THREAD__)
+static intptr_t heard_mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t off)
+{
+	int saved = errno;
+	void *p;
+	intptr_t r;
+
+	/* It takes a mapping made over another for a write: here it is none. */
+	if (flags & MAP_FIXED)
+		return sys_real.mmap(addr, bytes, prot, flags, fd, off);
+	p = mmap(addr, bytes, prot, flags, fd, off);
+	r = p == MAP_FAILED ? -errno : (intptr_t)p;
+	errno = saved;
+	return r;
+}
+
+static int heard_munmap(void *addr, size_t bytes)
+{
+	int saved = errno;
+	int r = munmap(addr, bytes) < 0 ? -errno : 0;
+
+	errno = saved;
+	return r;
+}
+
+static struct sys_ops heard;
+
+__attribute__((constructor)) static void let_it_hear(void)
+{
+	heard = sys_real;
+	heard.mmap = heard_mmap;
+	heard.munmap = heard_munmap;
+	sys = &heard;
+}
+#endif
 
 /* --- running -------------------------------------------------------------- */
 
@@ -166,6 +207,11 @@ int pt_wait(pid_t pid, unsigned seconds)
 	return PT_HUNG;
 }
 
+void pt_die_with_parent(void)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
 int pt_child(int (*fn)(void *arg), void *arg, unsigned seconds)
 {
 	pid_t pid;
@@ -174,8 +220,10 @@ int pt_child(int (*fn)(void *arg), void *arg, unsigned seconds)
 	pid = fork();
 	if (pid < 0)
 		return 97;
-	if (pid == 0)
+	if (pid == 0) {
+		pt_die_with_parent();
 		_exit(fn(arg));
+	}
 	return pt_wait(pid, seconds);
 }
 

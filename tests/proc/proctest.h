@@ -71,6 +71,8 @@ void pt_skip_unless_root(void); /* page frame numbers read 0 without CAP_SYS_ADM
 #define PT_HUNG 1000
 int pt_child(int (*fn)(void *arg), void *arg, unsigned seconds);
 int pt_wait(pid_t pid, unsigned seconds);
+/* In a child: a test that failed leaves nobody behind who holds its output open. */
+void pt_die_with_parent(void);
 
 /* --- memory with a known content ------------------------------------------ */
 
