@@ -141,7 +141,7 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  * protection or advice during the call; reading and writing it is fine from
  * any thread, in user or kernel mode, and by DMA. After the call the memory
  * behaves as before, with these exceptions (the preload library takes care of
- * them for programs that it serves):
+ * the first two for programs that it serves):
  *
  *   madvise  discard merged memory with samepage_discard() in place of
  *            MADV_DONTNEED or MADV_FREE, which would bring the merged bytes back
