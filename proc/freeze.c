@@ -29,131 +29,17 @@
  * it moved, so it can never wait for itself.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "core/hash.h"
-#include "proc/internal.h"
-
-struct freeze {
-	struct proc_engine *e;
-	const struct proc_chunk *c;
-	struct samepage_result *res;
-	struct core_plan_page *plan;
-	uint8_t *staged; /* of each page: is it in the staging area? */
-	struct proc_staging *staging;
-	uint32_t lo, hi; /* planned pages are within [lo, hi) of the chunk */
-};
-
-static uint8_t *page_at(const struct freeze *f, uint32_t i)
-{
-	return (uint8_t *)(f->c->base + ((uint64_t)i << f->e->page_shift));
-}
-
-static uint8_t *stage_at(const struct freeze *f, uint32_t i)
-{
-	return f->staging->base + ((size_t)i << f->e->page_shift);
-}
-
-static size_t bytes_of(const struct freeze *f, uint32_t pages)
-{
-	return (size_t)pages << f->e->page_shift;
-}
+#include "proc/freeze_impl.h"
 
 static void skip_all(struct freeze *f, enum samepage_reason why)
 {
 	for (uint32_t i = f->lo; i < f->hi; i++)
 		if (f->plan[i].kind != CORE_PLAN_SKIP)
 			proc_plan_skip(&f->plan[i], why);
-}
-
-/* --- staging areas -------------------------------------------------------- */
-
-static struct proc_staging *staging_for(struct proc_engine *e, int prot)
-{
-	struct proc_staging *st = &e->staging[prot & PROT_EXEC ? 1 : 0];
-	size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
-	uint8_t *p, *base;
-
-	if (st->base) {
-		if (st->dirty && sys->madvise(st->base, bytes, MADV_DONTNEED) < 0)
-			return NULL;
-		st->dirty = false;
-		return st;
-	}
-	/* Aligned like the chunk, so that a huge page can move whole. */
-	p = (uint8_t *)sys->mmap(NULL, 2 * bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-				 -1, 0);
-	if ((intptr_t)p < 0)
-		return NULL;
-	base = (uint8_t *)(((uintptr_t)p + bytes - 1) & ~(uintptr_t)(bytes - 1));
-	if (base > p)
-		sys->munmap(p, (size_t)(base - p));
-	if (p + bytes > base)
-		sys->munmap(base + bytes, (size_t)(p + bytes - base));
-	if (sys->uffd_register(e->uffd, base, bytes, UFFDIO_REGISTER_MODE_MISSING) < 0 ||
-	    proc_mem_exclude(base, bytes) < 0) {
-		sys->munmap(base, bytes);
-		return NULL;
-	}
-	st->base = base;
-	return st;
-}
-
-int proc_freeze_setup(struct proc_engine *e)
-{
-	uint64_t have = 0;
-	int fd = -1, err;
-
-	/* Full ones only: a user-mode-only descriptor lets a read(2) by another
-	 * thread into a frozen page fail, which the program would see. */
-	if (e->link->uffd_dev >= 0)
-		fd = sys->uffd_from_dev(e->link->uffd_dev, O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0)
-		fd = sys->uffd_open(O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0) {
-		int dev = sys->open("/dev/userfaultfd", O_RDWR | O_CLOEXEC, 0);
-
-		if (dev >= 0) {
-			fd = sys->uffd_from_dev(dev, O_CLOEXEC | O_NONBLOCK);
-			sys->close(dev);
-		}
-	}
-	if (fd < 0)
-		return fd;
-	err = sys->uffd_api(fd, SYS_UFFD_FEATURE_MOVE, &have);
-	if (err < 0 || !(have & SYS_UFFD_FEATURE_MOVE)) {
-		sys->close(fd);
-		return err < 0 ? err : -ENOSYS;
-	}
-	/* Staging areas of an earlier descriptor are registered with that. */
-	for (unsigned i = 0; i < 2; i++)
-		proc_freeze_free_staging(e, &e->staging[i]);
-	e->uffd = fd;
-	return 0;
-}
-
-void proc_freeze_free_staging(struct proc_engine *e, struct proc_staging *st)
-{
-	size_t bytes = (size_t)PROC_CHUNK_PAGES << e->page_shift;
-	uint8_t *base = st->base;
-
-	/* The pointer goes first: a fork in between must not leave a child with it. */
-	*st = (struct proc_staging){ 0 };
-	if (!base)
-		return;
-	proc_mem_exclude_end(base, bytes);
-	sys->munmap(base, bytes);
-}
-
-void proc_freeze_teardown(struct proc_engine *e)
-{
-	for (unsigned i = 0; i < 2; i++)
-		proc_freeze_free_staging(e, &e->staging[i]);
-	if (e->uffd >= 0)
-		sys->close(e->uffd);
-	e->uffd = -1;
 }
 
 /* --- 1: before anything is frozen ----------------------------------------- */
@@ -390,108 +276,6 @@ static int wait_for_unpinned(struct freeze *f)
 	return sys->madvise(stage_at(f, f->lo), f->e->page_bytes, MADV_DOFORK);
 }
 
-/* --- back from staging ---------------------------------------------------- */
-
-static void pause_a_moment(void)
-{
-	static _Atomic uint32_t never;
-
-	sys_futex_wait(&never, 0, 1);
-}
-
-/*
- * Linux before 6.12 unmaps first when it maps over something, and may fail
- * afterwards: then there is a hole. A mapping like the one that was there is made
- * elsewhere, gets the pages, and is moved over the hole in one step, so that nobody
- * ever sees it empty. 0, or -errno: try again.
- */
-static int fill_hole(struct freeze *f, uint32_t i, uint32_t n)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS |
-		    (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
-	size_t bytes = bytes_of(f, n), moved = 0;
-	intptr_t p = sys->mmap(NULL, bytes, f->c->prot, flags, -1, 0), q;
-	int err;
-
-	if (p < 0)
-		return (int)p;
-	proc_mem_reapply_odd((uint64_t)p, (uint64_t)p + bytes, f->c->odd);
-	err = sys->uffd_register(f->e->uffd, (void *)p, bytes, UFFDIO_REGISTER_MODE_MISSING);
-	if (err == 0)
-		err = sys->uffd_move(f->e->uffd, (void *)p, stage_at(f, i), bytes, &moved);
-	if (err == 0) {
-		q = sys->mremap((void *)p, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-				page_at(f, i));
-		if (q >= 0)
-			return 0;
-		err = (int)q;
-	}
-	/* Back to staging with what got here; that cannot take less memory. */
-	for (size_t back = 0, done; back < moved; back += done) {
-		done = 0;
-		sys->uffd_move(f->e->uffd, stage_at(f, i) + back, (void *)(p + (intptr_t)back),
-			       moved - back, &done);
-		if (!done)
-			pause_a_moment();
-	}
-	sys->munmap((void *)p, bytes);
-	return err;
-}
-
-/*
- * Move staged pages [i, i + n) back to where they came from. Does not return
- * before they are back, unless somebody else's mapping is there now (a broken
- * promise of the caller: then there is nothing to put them back into). hole: a call
- * of ours failed that may have left one.
- */
-static void put_back(struct freeze *f, uint32_t i, uint32_t n, bool hole)
-{
-	uint32_t end = i + n;
-
-	while (i < end) {
-		size_t moved = 0, copied = 0;
-		int err = sys->uffd_move(f->e->uffd, page_at(f, i), stage_at(f, i),
-					 bytes_of(f, end - i), &moved);
-		uint32_t done = (uint32_t)(moved >> f->e->page_shift);
-
-		memset(f->staged + i, 0, done);
-		i += done;
-		if (i == end || err == 0)
-			continue;
-		if (err == -ENOENT && hole && fill_hole(f, i, end - i) == 0) {
-			memset(f->staged + i, 0, end - i);
-			return;
-		}
-		if (err != -EEXIST && !(err == -ENOENT && hole))
-			err = sys->uffd_copy(f->e->uffd, page_at(f, i), stage_at(f, i),
-					     f->e->page_bytes, &copied);
-		if (err == 0 || err == -EEXIST || (err == -ENOENT && !hole)) {
-			f->staged[i] = 0;
-			i++;
-			continue;
-		}
-		pause_a_moment();
-	}
-}
-
-/* A run could not be mapped: its pages go home. */
-static void undo_run(struct freeze *f, uint32_t i, uint32_t n, enum samepage_reason why)
-{
-	put_back(f, i, n, true);
-	for (uint32_t k = i; k < i + n; k++)
-		proc_plan_skip(&f->plan[k], why);
-}
-
-static void put_all_back(struct freeze *f)
-{
-	for (uint32_t i = f->lo; i < f->hi; i++) {
-		if (!f->staged[i])
-			continue;
-		put_back(f, i, 1, false);
-		proc_plan_skip(&f->plan[i], SAMEPAGE_REASON_FAILED);
-	}
-}
-
 /* --- 4: byte for byte ----------------------------------------------------- */
 
 static bool same_as_planned(struct freeze *f, uint32_t i)
@@ -536,7 +320,7 @@ static void verify(struct freeze *f)
 			note_mismatch(f, i + n);
 			n++;
 		}
-		put_back(f, i, n, false);
+		proc_freeze_put_back(f, i, n, false);
 		i += n;
 	}
 }
@@ -583,7 +367,7 @@ static void map_runs(struct freeze *f)
 			continue;
 		err = map_run(f, &runs[r], first);
 		if (err < 0) {
-			undo_run(f, first, runs[r].pages,
+			proc_freeze_undo_run(f, first, runs[r].pages,
 				 err == -ENOMEM	  ? SAMEPAGE_REASON_NO_MEMORY
 				 : err == -EAGAIN ? SAMEPAGE_REASON_CHANGED
 						  : SAMEPAGE_REASON_FAILED);
@@ -619,7 +403,7 @@ static void thaw(struct freeze *f)
 			for (uint32_t i = f->lo; i < f->hi; i++)
 				/* Page by page takes mappings: at the limit, wait for them. */
 				while (unregister(f, page_at(f, i), f->e->page_bytes) == -ENOMEM)
-					pause_a_moment();
+					proc_freeze_pause();
 			break;
 		}
 		if (err == -EPERM || err == -ENOSYS || err == -EACCES) {
@@ -629,10 +413,10 @@ static void thaw(struct freeze *f)
 			f->e->uffd = -1;
 			return;
 		}
-		pause_a_moment();
+		proc_freeze_pause();
 	}
 	for (int tries = 0; tries < 100 && sys->uffd_wake(f->e->uffd, start, bytes) < 0; tries++)
-		pause_a_moment();
+		proc_freeze_pause();
 }
 
 /* Long runs that came to nothing, wholly or in part. */
@@ -673,7 +457,7 @@ static void freeze_map_thaw(struct freeze *f)
 		verify(f);
 		map_runs(f);
 	} else {
-		put_all_back(f);
+		proc_freeze_put_all_back(f);
 	}
 	thaw(f);
 	f->res->frozen_usec += sys_now_usec() - since;
@@ -690,7 +474,7 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 	if (!narrow(&f))
 		return;
 	keep_budget(&f);
-	f.staging = staging_for(e, c->prot);
+	f.staging = proc_staging_for(e, c->prot);
 	if (!f.staging) {
 		skip_all(&f, SAMEPAGE_REASON_NO_MEMORY);
 		return;

@@ -195,6 +195,9 @@ static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason
 	p->reason = why;
 }
 
+/* staging.c */
+struct proc_staging *proc_staging_for(struct proc_engine *e, int prot); /* NULL: no memory */
+
 /* freeze.c: carry out work->plan */
 void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 			struct samepage_result *res);

@@ -190,13 +190,16 @@ bool proc_mem_is_store_name(const char *name)
 	return strncmp(name, PROC_STORE_PREFIX, sizeof(PROC_STORE_PREFIX) - 1) == 0;
 }
 
-void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
+/* Set and clear attribute bits; where there is no memory for it, the old ones stay or
+ * (forget) the range goes. */
+static void change_attr(struct core_rangeset *rs, uint64_t start, uint64_t end, uint32_t set,
+			uint32_t clear, bool forget)
 {
 	uint64_t at = page_down(start);
 
 	end = page_up(end);
 	for (;;) {
-		const struct core_range *r = core_rangeset_find(&owned, at);
+		const struct core_range *r = core_rangeset_find(rs, at);
 		uint64_t lo, hi;
 		uint32_t attr;
 
@@ -205,10 +208,15 @@ void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clea
 		lo = r->start > at ? r->start : at;
 		hi = r->end < end ? r->end : end;
 		attr = (r->attr | set) & ~clear;
-		if (attr != r->attr && core_rangeset_add(&owned, lo, hi, attr) < 0)
-			core_rangeset_remove_or_forget(&owned, lo, hi);
+		if (attr != r->attr && core_rangeset_add(rs, lo, hi, attr) < 0 && forget)
+			core_rangeset_remove_or_forget(rs, lo, hi);
 		at = hi;
 	}
+}
+
+void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
+{
+	change_attr(&owned, start, end, set, clear, true);
 }
 
 void proc_mem_disown(uint64_t start, uint64_t end)
@@ -366,24 +374,8 @@ uint32_t proc_mem_odd(uint64_t addr)
 
 void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
 {
-	uint64_t at = page_down(start);
-
-	end = page_up(end);
-	for (;;) {
-		const struct core_range *r = core_rangeset_find(&hull, at);
-		uint64_t lo, hi;
-		uint32_t attr;
-
-		if (at >= end || !r || r->start >= end)
-			return;
-		lo = r->start > at ? r->start : at;
-		hi = r->end < end ? r->end : end;
-		attr = (r->attr | set) & ~clear;
-		/* No memory: the range comes back without the advice. */
-		if (attr != r->attr)
-			(void)core_rangeset_add(&hull, lo, hi, attr);
-		at = hi;
-	}
+	/* No memory: the range comes back without the advice. */
+	change_attr(&hull, start, end, set, clear, false);
 }
 
 uint64_t proc_mem_own_bytes(void)

@@ -79,7 +79,11 @@ static inline intptr_t refused_call(enum sys_fault_point point)
 	case SYS_FAULT_tgkill: return sys->tgkill(-1, -1, 0);
 	case SYS_FAULT_getrandom: return sys->getrandom(BAD_ADDRESS, 8);
 	case SYS_FAULT_write_self: return (long)sys->write_self(BAD_ADDRESS, 1, BAD_ADDRESS, 1);
-	case SYS_FAULT_unshare_fs: return sys->unshare_fs() < 0 ? -1 : -EBADF; /* takes nothing */
+	case SYS_FAULT_unshare_fs: {
+		int r = sys->unshare_fs(); /* cannot be refused by its arguments: it has none */
+
+		return r < 0 ? r : -EBADF;
+	}
 	case SYS_FAULT_inode: return sys->inode(-1, &(uint64_t){ 0 });
 	case SYS_FAULT_NONE:
 	case SYS_FAULT_COUNT: break;
