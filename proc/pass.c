@@ -297,6 +297,9 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	if (e->uffd < 0 && mode != PROC_MODE_LOOK)
 		(void)proc_freeze_setup(e);
 	e->work_used = true;
+	/* A fork in the middle of a pass leaves the child with half of one. */
+	e->work->misses = 0;
+	memset(e->work->collided, 0, sizeof(e->work->collided));
 	/* A tenth is left to the program (I8). */
 	e->vmas_limit = max < 0 ? 0 : max - max / 10;
 	e->vmas_now = vmas_before < 0 ? e->vmas_limit : vmas_before;

@@ -219,6 +219,8 @@ static void need(void)
 	int64_t max = sys_read_number("/proc/sys/vm/max_map_count");
 
 	pt_skip_unless_can_freeze();
+	if (PT_SANITIZED)
+		SKIP("the sanitizer's runtime needs mappings of its own, and gives up without");
 	if (max < 20000 || max > 300000)
 		SKIP("vm.max_map_count is too small or too large to try");
 	limit = (size_t)max;
