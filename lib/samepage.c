@@ -80,11 +80,14 @@ void samepage_close(struct samepage *handle)
 	free(handle);
 }
 
-/* Page-aligned start, no wrap; an end beyond user addresses is cut there. */
-static int check_range(const void *addr, size_t bytes, uint64_t *start, uint64_t *end)
+/* A handle, a page-aligned start, no wrap; an end beyond user addresses is cut there. */
+static int check_range(const struct samepage *handle, const void *addr, size_t bytes,
+		       uint64_t *start, uint64_t *end)
 {
 	const uint64_t page = sys_page_bytes();
 
+	if (!handle)
+		return -EINVAL;
 	*start = (uintptr_t)addr;
 	if (*start & (page - 1))
 		return -EINVAL;
@@ -100,9 +103,9 @@ int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t f
 	uint64_t start, end;
 	int err;
 
-	if (!handle || flags)
+	if (flags)
 		return -EINVAL;
-	err = check_range(addr, bytes, &start, &end);
+	err = check_range(handle, addr, bytes, &start, &end);
 	if (err < 0)
 		return err;
 	if (result)
@@ -118,9 +121,7 @@ int samepage_unmerge(struct samepage *handle, void *addr, size_t bytes)
 	uint64_t start, end;
 	int err;
 
-	if (!handle)
-		return -EINVAL;
-	err = check_range(addr, bytes, &start, &end);
+	err = check_range(handle, addr, bytes, &start, &end);
 	if (err < 0 || start == end)
 		return err;
 	proc_mem_lock(&guard);
@@ -137,9 +138,7 @@ int samepage_discard(struct samepage *handle, void *addr, size_t bytes)
 	uint64_t start, end;
 	int err;
 
-	if (!handle)
-		return -EINVAL;
-	err = check_range(addr, bytes, &start, &end);
+	err = check_range(handle, addr, bytes, &start, &end);
 	if (err < 0 || start == end)
 		return err;
 	proc_mem_lock(&guard);

@@ -29,19 +29,13 @@ struct collect {
 	uint64_t resume; /* where the next batch begins; 0: none left */
 };
 
-static bool is_store_vma(const struct sys_vma *vma)
-{
-	return !vma->shared && !vma->anonymous &&
-	       proc_mem_is_store_name(vma->name);
-}
-
 static int collect_one(const struct sys_vma *vma, void *arg)
 {
 	struct collect *c = arg;
 
 	if (vma->start >= c->end)
 		return 1;
-	if (vma->end <= c->start || !is_store_vma(vma))
+	if (vma->end <= c->start || !proc_vma_is_run(vma))
 		return 0;
 	if (c->n == BATCH) {
 		c->resume = vma->start;

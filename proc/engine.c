@@ -152,9 +152,6 @@ static void take_call(struct proc_engine *e)
 	case PROC_CALL_STATS:
 		call_stats(e, &e->call);
 		break;
-	case PROC_CALL_CONNECT:
-		e->call.error = proc_engine_connect(e);
-		break;
 	case PROC_CALL_NONE:
 		break;
 	}

@@ -96,7 +96,6 @@ enum proc_call_kind {
 	PROC_CALL_NONE,
 	PROC_CALL_MERGE,
 	PROC_CALL_STATS,
-	PROC_CALL_CONNECT, /* connect now, say how it went */
 };
 
 /* The mailbox: one call at a time, guarded by call_lock. */
@@ -150,6 +149,12 @@ struct proc_engine {
 	struct samepage_stats stats;
 	struct samepage_result last;
 };
+
+/* A run of ours: a private mapping of a segment, written pages or not. */
+static inline bool proc_vma_is_run(const struct sys_vma *vma)
+{
+	return !vma->anonymous && !vma->shared && proc_mem_is_store_name(vma->name);
+}
 
 /* arena.c: memory of our own, excluded from merging */
 void *proc_arena_alloc(size_t bytes);

@@ -233,12 +233,6 @@ static enum samepage_reason vma_obstacle(struct proc_engine *e, const struct sys
 	return SAMEPAGE_REASON_COUNT;
 }
 
-static bool is_store(const struct sys_vma *v)
-{
-	return !v->anonymous && !v->shared &&
-	       proc_mem_is_store_name(v->name);
-}
-
 static void pass_vma(struct pass *p, const struct sys_vma *v)
 {
 	uint64_t start = v->start > p->cursor ? v->start : p->cursor;
@@ -248,7 +242,7 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 	if (start > p->cursor)
 		p->gap = true;
 	p->cursor = end;
-	if (is_store(v)) {
+	if (proc_vma_is_run(v)) {
 		count_merged(p, start, end);
 		return;
 	}

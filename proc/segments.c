@@ -146,8 +146,7 @@ static int mark_used(const struct sys_vma *vma, void *arg)
 {
 	struct in_use *u = arg;
 
-	if (vma->anonymous || vma->shared ||
-	    !proc_mem_is_store_name(vma->name))
+	if (!proc_vma_is_run(vma))
 		return 0;
 	for (uint32_t i = 0; i < u->e->segments_count; i++)
 		if (u->e->segments[i].fd >= 0 && u->inode[i] == vma->inode)

@@ -19,8 +19,7 @@ static int count_sharing(const struct sys_vma *v, void *arg)
 	struct sharing *s = arg;
 
 	s->vmas++;
-	if (v->anonymous || v->shared ||
-	    !proc_mem_is_store_name(v->name))
+	if (!proc_vma_is_run(v))
 		return 0;
 	/* A page of the mapping that nobody has written still is the slot's,
 	 * whether it has been touched or not. */
