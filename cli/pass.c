@@ -6,7 +6,9 @@
  * "Saved" is what the kernel says (proportional set size before minus after),
  * not what we counted. A slot's own page is part of the proportional set sizes of
  * those that map it, so sums over all clients are true; a single process may
- * well show more or less than its pages.
+ * well show more or less than its pages. One process's merge changes the size of
+ * the others, so all are asked before the first one begins and after the last one
+ * has ended.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -240,6 +242,46 @@ static int show(const struct pass *p, const struct cli_broker *b, const struct c
 	return sum.failed ? CLI_FAILED : CLI_DONE;
 }
 
+static int ask(struct cli_broker *b, const struct pass *p, uint32_t op, const char *doing,
+	       struct cli_items *items)
+{
+	return cli_ctl(b, op, p->all ? CORE_WIRE_CTL_ALL : 0, p->pid, p->pids, doing,
+		       p->timeout_sec, items);
+}
+
+/* Who came or went in between keeps what it measured itself around its own part. */
+static void take_sizes(struct cli_items *items, const struct cli_items *before,
+		       const struct cli_items *after)
+{
+	for (unsigned i = 0; i < items->count; i++) {
+		struct core_wire_report *r = &items->item[i].report;
+		const struct core_wire_ctl_item *b = cli_items_find(before, items->item[i].pid);
+		const struct core_wire_ctl_item *a = cli_items_find(after, items->item[i].pid);
+
+		if (r->error < 0 || !a || a->report.error < 0 || !b || b->report.error < 0)
+			continue;
+		r->pss_before_bytes = b->report.pss_after_bytes;
+		r->pss_after_bytes = a->report.pss_after_bytes;
+	}
+}
+
+static int ask_all(struct cli_broker *b, const struct pass *p, struct cli_items *items)
+{
+	struct cli_items before = { 0 }, after = { 0 };
+	int err = ask(b, p, CORE_WIRE_OP_STATS, "asking", &before);
+
+	if (err == 0)
+		err = ask(b, p, p->op, p->doing, items);
+	if (err == 0) {
+		/* The operation is over: what it did is told even if this fails. */
+		if (ask(b, p, CORE_WIRE_OP_STATS, "asking", &after) == 0)
+			take_sizes(items, &before, &after);
+		cli_items_free(&after);
+	}
+	cli_items_free(&before);
+	return err;
+}
+
 static int pass(struct pass *p, int argc, char **argv)
 {
 	struct cli_broker b;
@@ -251,8 +293,7 @@ static int pass(struct pass *p, int argc, char **argv)
 		return status;
 	err = cli_broker_open(&b, NULL, CORE_WIRE_ROLE_CONTROL, cli_domain());
 	if (err == 0) {
-		err = cli_ctl(&b, p->op, p->all ? CORE_WIRE_CTL_ALL : 0, p->pid, p->pids, p->doing,
-			      p->timeout_sec, &items);
+		err = ask_all(&b, p, &items);
 		if (err == 0) {
 			status = cli_finish(show(p, &b, &items));
 			cli_items_free(&items);
