@@ -49,6 +49,36 @@ int sys_real_madvise(void *addr, size_t bytes, int advice)
 	return (int)sys_raw(__NR_madvise, addr, bytes, advice);
 }
 
+int sys_real_mprotect(void *addr, size_t bytes, int prot)
+{
+	return (int)sys_raw(__NR_mprotect, addr, bytes, prot);
+}
+
+/* A pipe begins with 16 buffers of a page; a user near his limit gets fewer. */
+int sys_real_pipe(int fd[2], unsigned pages)
+{
+	size_t page_bytes = sys_page_bytes();
+	long r = sys_raw(__NR_pipe2, fd, O_CLOEXEC | O_NONBLOCK);
+
+	if (r < 0)
+		return (int)r;
+	(void)sys_raw(__NR_fcntl, fd[1], F_SETPIPE_SZ, pages * page_bytes);
+	r = sys_raw(__NR_fcntl, fd[1], F_GETPIPE_SZ, 0);
+	if (r < (long)page_bytes) {
+		sys_real_close(fd[0]);
+		sys_real_close(fd[1]);
+		return r < 0 ? (int)r : -ENOMEM;
+	}
+	return (int)((size_t)r / page_bytes);
+}
+
+ssize_t sys_real_vmsplice(int fd, const void *addr, size_t bytes)
+{
+	struct iovec from = { (void *)(uintptr_t)addr, bytes };
+
+	return sys_raw(__NR_vmsplice, fd, &from, 1, SPLICE_F_NONBLOCK);
+}
+
 /* The pid is asked for each time: a cached one would be the parent's after a fork. */
 ssize_t sys_real_read_self(const struct iovec *to, unsigned long nto, const struct iovec *from,
 			   unsigned long nfrom)

@@ -7,19 +7,24 @@
  * the result field; without progress the call fails with the page's own error.
  * So after progress we call again for the rest, which tells that error. A page
  * whose own error is EAGAIN (its folio was locked, or the address space is just
- * being changed under a fork or mremap) is tried EAGAIN_TRIES times in a row;
- * progress starts that count anew, so the whole is bounded by the length.
+ * being changed under a fork or mremap) is tried EAGAIN_TRIES times in a row, the
+ * last of them a moment apart (whoever holds it may have lost its CPU; on a virtual
+ * machine for milliseconds); progress starts that count anew, so the whole is
+ * bounded by the length.
  *
  * The caller learns how many bytes went in every case: pages that did move are
  * moved, whatever is returned.
  */
 #include <errno.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include "sys/raw.h"
 #include "sys/real.h"
 
-#define EAGAIN_TRIES 64
+#define EAGAIN_TRIES 80
+#define EAGAIN_YIELDS 64 /* of these; then pauses, 16 ms in all */
+#define PAUSE_NSEC 1000000
 
 static int do_ioctl(int fd, unsigned long request, const void *arg)
 {
@@ -70,6 +75,16 @@ int sys_real_uffd_wake(int fd, const void *addr, size_t bytes)
 	return do_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+static void pause_between(int tries)
+{
+	struct timespec pause = { .tv_nsec = PAUSE_NSEC };
+
+	if (tries <= EAGAIN_YIELDS)
+		sys_raw(__NR_sched_yield);
+	else
+		sys_raw(__NR_nanosleep, &pause, NULL);
+}
+
 /*
  * After one ioctl that returned r and left `progress` in its result field: 0 to
  * call again, otherwise what to return. `progress` was 0 before the call and can
@@ -83,7 +98,7 @@ static int after_ioctl(int r, int64_t progress, size_t rest, size_t *done, int *
 		return r == -EAGAIN || r == 0 ? 0 : r;
 	}
 	if (r == -EAGAIN && ++*tries < EAGAIN_TRIES) {
-		sys_raw(__NR_sched_yield);
+		pause_between(*tries);
 		return 0;
 	}
 	/* success that moved nothing: not something to spin on */
