@@ -88,7 +88,7 @@ void shim_heap_refresh(void)
 	if (now > heap.limit)
 		now = heap.limit;
 	if (now > heap.end) {
-		proc_mem_adopt(heap.end, now, PROC_OWN_HEAP);
+		proc_mem_adopt(heap.end, now, PROC_OWN_HEAP | shim_fresh_attr());
 		heap.end = now;
 	}
 }
@@ -134,7 +134,7 @@ static void break_moved(uint64_t before, uint64_t after)
 	if (heap.on)
 		shim_heap_refresh();
 	else if (heap.manual && shim_owning() && after > before)
-		proc_mem_own(grown.start, grown.end, PROC_OWN_HEAP);
+		proc_mem_own(grown.start, grown.end, PROC_OWN_HEAP | shim_fresh_attr());
 }
 
 intptr_t shim_raw_brk(uint64_t to)
@@ -236,7 +236,7 @@ static void trim_ends(void)
 		if (heap.holed)
 			shim_heap_give_up();
 		else
-			proc_mem_adopt(heap.start, heap.end, PROC_OWN_HEAP);
+			proc_mem_adopt(heap.start, heap.end, PROC_OWN_HEAP | shim_fresh_attr());
 	}
 	proc_mem_unlock(&guard);
 }

@@ -11,6 +11,7 @@
  * SAMEPAGE_DOMAIN, SAMEPAGE_SOCKET   as samepage_open()
  * SAMEPAGE_SCOPE                     "all" (default): everything owned; "advised":
  *                                    what the program asked MADV_MERGEABLE for
+ * SAMEPAGE_MERGE_ANY, SAMEPAGE_KSM   inherit.c, prctl.c
  * SAMEPAGE_FAULT                     sys/fault.h
  * SAMEPAGE_VERBOSE                   a line on stderr when there will be no merging
  *
@@ -82,6 +83,7 @@ static void start(void)
 		complain("fork handlers", ret);
 		return;
 	}
+	shim_prctl_start();
 	atomic_store_explicit(&shim_ready, true, memory_order_release);
 	ret = start_engine();
 	if (ret < 0) {

@@ -95,6 +95,21 @@ long shim_fork_raw(long n, const long arg[6]); /* fork, clone, clone3 without CL
 int shim_execve(const char *path, char *const argv[], char *const envp[]);
 int shim_execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags);
 
+long shim_prctl(int option, const long arg[4]);
+
+/* prctl.c: does the program want merging? */
+void shim_prctl_start(void);       /* constructor, before ready */
+bool shim_merge_any(void);         /* PR_SET_MEMORY_MERGE is on; any thread, no lock */
+uint32_t shim_fresh_attr(void);    /* enum proc_own bits of fresh memory */
+bool shim_advice_to_kernel(void);  /* MADV_MERGEABLE is for KSM as well */
+/* Private copies, and no merging from here on; lock held. As proc_mem_unmerge(). */
+int shim_unregister(uint64_t start, uint64_t end);
+
+/* inherit.c: the same over exec. Entries to be had for a copy of envp; 0: as it is. */
+size_t shim_inherit_room(char *const envp[]);
+char *const *shim_inherit(char *const envp[], char **copy);
+void shim_inherit_changed(void); /* the switch was moved; lock held */
+
 /* mremap of memory that may be merged (remap_merged.c), lock held. */
 intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int flags, void *to);
 

@@ -93,6 +93,9 @@ static bool change_call(long n, const long a[6], long *ret)
 static bool process_call(long n, const long a[6], long *ret)
 {
 	switch (n) {
+	case SYS_prctl:
+		*ret = shim_prctl((int)a[0], a + 1);
+		return true;
 #ifdef SYS_fork
 	case SYS_fork:
 #endif
