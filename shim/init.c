@@ -4,7 +4,7 @@
  *
  *   AT_SECURE set       nothing at all (the loader would hardly have taken us)
  *   always otherwise    the stack limit that the launcher raised goes back (layout.c)
- *   SAMEPAGE_OFF=1      nothing more
+ *   SAMEPAGE_OFF=1      nothing more, nor in a Go program (target.c)
  *   else                an engine that looks for its broker later, then the
  *                       handlers are switched on, fork handlers, the heap
  *
@@ -103,7 +103,12 @@ __attribute__((constructor)) static void shim_start(void)
 		return;
 	shim_real();
 	shim_layout_start();
-	if (!off || strcmp(off, "1") != 0)
+	if (off && strcmp(off, "1") == 0)
+		goto out;
+	if (shim_program_is_go())
+		complain("Go program", -ENOTSUP);
+	else
 		start();
+out:
 	errno = saved;
 }

@@ -179,17 +179,13 @@ static bool child_is_client(char *const envp[], size_t *count, size_t *at)
 	return limit && raised && preload && !off && i < ENVIRONMENT_MAX;
 }
 
-/* LIMIT_NAME and a number, without stdio. */
-static void print_limit(char text[64], rlim_t value)
+/* `name` and a number, without stdio. */
+static void print_number(char *text, const char *name, uint64_t value)
 {
 	char digits[24];
-	size_t n = 0, at = strlen(LIMIT_NAME);
+	size_t n = 0, at = strlen(name);
 
-	strcpy(text, LIMIT_NAME);
-	if (value == RLIM_INFINITY) {
-		strcpy(text + at, "unlimited");
-		return;
-	}
+	strcpy(text, name);
 	do
 		digits[n++] = (char)('0' + value % 10);
 	while ((value /= 10) != 0);
@@ -198,17 +194,53 @@ static void print_limit(char text[64], rlim_t value)
 	text[at] = '\0';
 }
 
+static void print_limit(char text[64], rlim_t value)
+{
+	if (value == RLIM_INFINITY)
+		strcpy(text, LIMIT_NAME "unlimited");
+	else
+		print_number(text, LIMIT_NAME, value);
+}
+
+static void print_fd(char text[48], int fd)
+{
+	print_number(text, "/proc/thread-self/fd/", fd < 0 ? 0 : (uint64_t)fd);
+}
+
+/* Could the next program load the library? Only of interest if it would be told to. */
+static bool call_takes_us(const struct exec_call *call, char *const envp[])
+{
+	if (!shim_env_names_us(envp))
+		return true;
+	switch (call->how) {
+	case EXEC_PATH:
+		return shim_target_takes_us(AT_FDCWD, call->path);
+	case EXEC_AT:
+		/* fexecve: the file behind the descriptor, if it can be opened again. */
+		if (call->flags & AT_EMPTY_PATH && call->path && !*call->path) {
+			char name[48];
+
+			print_fd(name, call->fd);
+			return shim_target_takes_us(AT_FDCWD, name);
+		}
+		return shim_target_takes_us(call->fd, call->path);
+	default:
+		return shim_search_takes_us(call->path);
+	}
+}
+
 /* 0 is never returned: the program is another one then. */
 static int exec_with_layout(const struct exec_call *call, char *const envp[])
 {
 	char text[64], **copy;
 	size_t count = 0, at = 0;
+	struct shim_env_plan plan;
 	struct rlimit before = { 0 };
-	size_t room = shim_inherit_room(envp);
 	int ret;
 
-	if (room)
-		envp = shim_inherit(envp, alloca(room * sizeof(*envp)));
+	if (shim_env_plan(envp, call_takes_us(call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*copy)),
+				     alloca(plan.text_bytes));
 	if (!shim_layout.active || !child_is_client(envp, &count, &at) || get_limit(&before) < 0 ||
 	    set_soft(shim_layout.raised, before.rlim_max) < 0)
 		return do_exec(call, envp);
@@ -374,12 +406,15 @@ SHIM_EXPORT int posix_spawn(pid_t *pid, const char *path,
 			    const posix_spawn_file_actions_t *actions,
 			    const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
-	size_t room = shim_inherit_room(envp);
-	bool raised = spawn_begins(envp);
+	const struct exec_call call = { .how = EXEC_PATH, .path = path };
+	struct shim_env_plan plan;
+	bool raised;
 	int ret;
 
-	if (room)
-		envp = shim_inherit(envp, alloca(room * sizeof(*envp)));
+	if (shim_env_plan(envp, call_takes_us(&call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*envp)),
+				     alloca(plan.text_bytes));
+	raised = spawn_begins(envp);
 	if (raised)
 		set_fixed(true);
 	ret = shim_real()->posix_spawn(pid, path, actions, attr, argv, envp);
@@ -394,12 +429,15 @@ SHIM_EXPORT int posix_spawnp(pid_t *pid, const char *file,
 			     const posix_spawn_file_actions_t *actions,
 			     const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
-	size_t room = shim_inherit_room(envp);
-	bool raised = spawn_begins(envp);
+	const struct exec_call call = { .how = EXEC_SEARCH, .path = file };
+	struct shim_env_plan plan;
+	bool raised;
 	int ret;
 
-	if (room)
-		envp = shim_inherit(envp, alloca(room * sizeof(*envp)));
+	if (shim_env_plan(envp, call_takes_us(&call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*envp)),
+				     alloca(plan.text_bytes));
+	raised = spawn_begins(envp);
 	if (raised)
 		set_fixed(true);
 	ret = shim_real()->posix_spawnp(pid, file, actions, attr, argv, envp);

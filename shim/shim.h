@@ -105,10 +105,24 @@ bool shim_advice_to_kernel(void);  /* MADV_MERGEABLE is for KSM as well */
 /* Private copies, and no merging from here on; lock held. As proc_mem_unmerge(). */
 int shim_unregister(uint64_t start, uint64_t end);
 
-/* inherit.c: the same over exec. Entries to be had for a copy of envp; 0: as it is. */
-size_t shim_inherit_room(char *const envp[]);
-char *const *shim_inherit(char *const envp[], char **copy);
+/* inherit.c: the environment of the next program. */
+struct shim_env_plan {
+	size_t entries;    /* of the copy, at most, with the NULL */
+	size_t text_bytes; /* for an LD_PRELOAD without us */
+	bool drop;         /* our name leaves LD_PRELOAD */
+	bool mark;         /* the switch has to be put right */
+};
+bool shim_env_names_us(char *const envp[]);
+/* False: it is good as it is. */
+bool shim_env_plan(char *const envp[], bool takes_us, struct shim_env_plan *plan);
+char *const *shim_env_make(char *const envp[], const struct shim_env_plan *plan, char **copy,
+			   char *text);
 void shim_inherit_changed(void); /* the switch was moved; lock held */
+
+/* target.c: could the library be loaded there? If in doubt, yes. */
+bool shim_target_takes_us(int dir, const char *path);
+bool shim_search_takes_us(const char *name); /* in PATH */
+bool shim_program_is_go(void);
 
 /* mremap of memory that may be merged (remap_merged.c), lock held. */
 intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int flags, void *to);
