@@ -189,6 +189,21 @@ def by_madvise(scope):
         equal(f"{scope}: behind the gap as well", u.shared(one, 0, 8) + u.shared(one, 9, 23), 0)
 
 
+def not_writable():
+    """What cannot be written now: private when the call returns 0, untouched if EAGAIN."""
+    with User([]) as u:
+        one = u("map")
+        u.merge()
+        before = u.shared(one)
+        u(f"protect {one} 0 64 1")
+        ret = u.advise(one, UNMERGEABLE)
+        check("read-only memory: private, or EAGAIN and as it was",
+              (ret, u.shared(one)) in (("0 0", 0), ("-1 11", before)), ret)
+        u(f"protect {one} 0 64 3")
+        equal("and private when it can be written again",
+              (u.advise(one, UNMERGEABLE), u.shared(one), u("good " + one)), ("0 0", 0, "yes"))
+
+
 def refused_before():
     with User([]) as u:
         one = u("map")
@@ -318,6 +333,7 @@ def main():
             by_madvise("all")
             by_madvise("advised")
             refused_before()
+            not_writable()
             by_prctl()
             off_in_scope_all()
             to_the_kernel()

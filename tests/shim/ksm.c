@@ -185,6 +185,31 @@ static void later_memory(void **state)
 	everywhere(PROC_OWN_ADVISED);
 }
 
+/* The heap is not owned while malloc_trim runs; what was said of it comes back. */
+static void heap_is_trimmed(void **state)
+{
+	static uint8_t *block[256];
+	struct proc_mem_guard guard;
+	uint8_t *p;
+
+	for (unsigned i = 0; i < 256; i++)
+		block[i] = malloc(1 << 16);
+	proc_mem_lock(&guard);
+	shim_heap_refresh();
+	proc_mem_unlock(&guard);
+	p = (uint8_t *)(((uintptr_t)block[3] + page) & ~(page - 1));
+	assert_int_equal(madvise(p, page, MADV_UNMERGEABLE), 0);
+	assert_int_equal(madvise(p + 2 * page, page, MADV_MERGEABLE), 0);
+	for (unsigned i = 4; i < 256; i++)
+		free(block[i]);
+	assert_int_equal(malloc_trim(0), 1);
+	assert_true(attr_is(p, page, PROC_OWN_REFUSED));
+	assert_true(attr_is(p + page, page, 0));
+	assert_true(attr_is(p + 2 * page, page, PROC_OWN_ADVISED));
+	for (unsigned i = 0; i < 4; i++)
+		free(block[i]);
+}
+
 /* --- names ---------------------------------------------------------------- */
 
 /* The calls of others, and the kernel's own answer to them. */
@@ -254,8 +279,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(only_what_is_named), cmocka_unit_test(not_owned),
-		cmocka_unit_test(holes),	      cmocka_unit_test(no_private_copies),
-		cmocka_unit_test(later_memory),	      cmocka_unit_test(others),
+		cmocka_unit_test(holes),	      cmocka_unit_test(heap_is_trimmed),
+		/* From here on the switch has been moved. */
+		cmocka_unit_test(no_private_copies),  cmocka_unit_test(later_memory),
+		cmocka_unit_test(others),
 		cmocka_unit_test(names),
 	};
 	uint8_t *fill;
