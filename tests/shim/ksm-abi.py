@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 build, user = sys.argv[1:3]
@@ -69,8 +70,14 @@ class User:
         return int(self(f"shared {region} {first} {pages}"))
 
     def merge(self):
-        r = subprocess.run([samepage, "merge", str(self.p.pid)], capture_output=True, text=True,
-                           env={**os.environ, "SAMEPAGE_SOCKET": work + "/broker.sock"})
+        # Status 3: it has only just started, and the broker does not know it yet.
+        for _ in range(200):
+            r = subprocess.run([samepage, "merge", str(self.p.pid)], capture_output=True,
+                               text=True,
+                               env={**os.environ, "SAMEPAGE_SOCKET": work + "/broker.sock"})
+            if r.returncode != 3:
+                break
+            time.sleep(0.05)
         if r.returncode != 0:
             print("# merge:", r.returncode, r.stderr.strip(), flush=True)
 
@@ -204,6 +211,37 @@ def not_writable():
               (u.advise(one, UNMERGEABLE), u.shared(one), u("good " + one)), ("0 0", 0, "yes"))
 
 
+def in_the_middle_of_a_pass():
+    """UNMERGEABLE comes while merge after merge is under way: none may finish behind it."""
+    with User([]) as u:
+        going = True
+
+        def merges():
+            while going:
+                u.merge()
+
+        thread = threading.Thread(target=merges)
+        thread.start()
+        at_once = later = seen = 0
+        try:
+            for _ in range(14):
+                r = u("map")
+                for _ in range(50):
+                    if u.shared(r) > 0:
+                        seen += 1
+                        break
+                u.advise(r, UNMERGEABLE)
+                at_once += u.shared(r)
+                time.sleep(0.02)
+                later += u.shared(r)
+        finally:
+            going = False
+            thread.join()
+        check("merges were under way", seen > 0, seen)
+        equal("refused in the middle of a pass: private at once, and later", (at_once, later),
+              (0, 0))
+
+
 def refused_before():
     with User([]) as u:
         one = u("map")
@@ -334,6 +372,7 @@ def main():
             by_madvise("advised")
             refused_before()
             not_writable()
+            in_the_middle_of_a_pass()
             by_prctl()
             off_in_scope_all()
             to_the_kernel()

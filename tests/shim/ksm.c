@@ -68,6 +68,28 @@ static bool attr_is(const void *addr, size_t bytes, uint32_t attr)
 	return ret;
 }
 
+/* A pass that has seen it wanted must find out. */
+static bool is_stale(const uint8_t *p)
+{
+	struct proc_mem_guard guard;
+	bool ret;
+
+	proc_mem_lock(&guard);
+	ret = proc_mem_is_stale((uintptr_t)p, (uintptr_t)p + page);
+	proc_mem_unlock(&guard);
+	return ret;
+}
+
+static void begin_pass(void)
+{
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	proc_mem_pass_begins();
+	proc_mem_pass_ends();
+	proc_mem_unlock(&guard);
+}
+
 static void only_what_is_named(void **state)
 {
 	uint8_t *p = merged_range();
@@ -76,7 +98,10 @@ static void only_what_is_named(void **state)
 	assert_int_equal(madvise(p + page, 5 * page, MADV_MERGEABLE), 0);
 	assert_true(attr_is(p, page, 0));
 	assert_true(attr_is(p + page, 5 * page, PROC_OWN_ADVISED));
+	begin_pass();
+	assert_false(is_stale(p + 3 * page));
 	assert_int_equal(madvise(p + 3 * page, page, MADV_UNMERGEABLE), 0);
+	assert_true(is_stale(p + 3 * page));
 	assert_true(attr_is(p + 3 * page, page, PROC_OWN_REFUSED));
 	assert_true(attr_is(p + 4 * page, 2 * page, PROC_OWN_ADVISED));
 	assert_true(attr_is(p + 6 * page, 2 * page, 0));
