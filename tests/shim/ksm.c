@@ -250,6 +250,14 @@ static void others(void **state)
 	assert_int_equal(errno, EINVAL);
 }
 
+static bool install(struct sock_filter *code, unsigned short n)
+{
+	struct sock_fprog program = { n, code };
+
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+	       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
 /* From here on PR_SET_VMA says EBADF for `refused` bytes, and 0 for all else: a kernel
  * that names anonymous mappings, over one that is merged in the middle. */
 static bool kernel_with_names(size_t refused)
@@ -265,10 +273,52 @@ static bool kernel_with_names(size_t refused)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EBADF),
 	};
-	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
 
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-	       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+	return install(code, sizeof(code) / sizeof(code[0]));
+}
+
+/* PR_SET_MM says 0 from here on, which it does for CAP_SYS_RESOURCE only. */
+static bool allows_set_mm(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_MM, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+
+	return install(code, sizeof(code) / sizeof(code[0]));
+}
+
+/* Whoever moves the break by prctl gets no heap owned: what lies there is his affair. */
+static void break_by_prctl(void **state)
+{
+	struct proc_mem_guard guard;
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		uint8_t *top = sbrk(0), *p;
+
+		proc_mem_lock(&guard);
+		shim_heap_refresh();
+		proc_mem_unlock(&guard);
+		p = (uint8_t *)((uintptr_t)(top - 1) & ~(page - 1));
+		if (!any_owned_now(p, page))
+			_exit(1);
+		if (!allows_set_mm() || prctl(PR_SET_MM, PR_SET_MM_BRK, top - page, 0, 0) < 0)
+			_exit(77);
+		proc_mem_lock(&guard);
+		shim_heap_refresh();
+		proc_mem_unlock(&guard);
+		_exit(any_owned_now(p, page) ? 2 : 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
 }
 
 static int name(uint8_t *p, size_t bytes)
@@ -307,7 +357,7 @@ int main(void)
 		cmocka_unit_test(holes),	      cmocka_unit_test(heap_is_trimmed),
 		/* From here on the switch has been moved. */
 		cmocka_unit_test(no_private_copies),  cmocka_unit_test(later_memory),
-		cmocka_unit_test(others),
+		cmocka_unit_test(others),	      cmocka_unit_test(break_by_prctl),
 		cmocka_unit_test(names),
 	};
 	uint8_t *fill;
