@@ -35,6 +35,7 @@
 enum proc_own {
 	PROC_OWN_ADVISED = 1u << 0, /* the program asked for merging (MADV_MERGEABLE) */
 	PROC_OWN_HEAP = 1u << 1,
+	PROC_OWN_REFUSED = 1u << 2, /* the program wants none (MADV_UNMERGEABLE) */
 };
 
 enum proc_odd {

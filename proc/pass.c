@@ -179,12 +179,21 @@ static void merge_unexcluded(struct pass *p, uint64_t start, uint64_t end,
 		merge_span(p, start, end, how);
 }
 
+/* Owned, and neither refused by the program nor out of scope. */
+static bool is_wanted(const struct pass *p, uint32_t attr)
+{
+	/* A call is all the advice it takes. */
+	if (p->call)
+		return true;
+	if (attr & PROC_OWN_REFUSED)
+		return false;
+	return !p->e->params.advised_only || (attr & PROC_OWN_ADVISED);
+}
+
 /* In the background only what somebody vouches for. */
 static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const struct proc_chunk *how)
 {
 	struct core_range *owned = p->e->work->owned;
-	/* A call is all the advice it takes. */
-	uint32_t need = p->e->params.advised_only && !p->call ? PROC_OWN_ADVISED : 0;
 
 	while (start < end) {
 		size_t n;
@@ -193,14 +202,16 @@ static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const stru
 		n = proc_mem_owned_copy(start, owned, PROC_OWNED_MAX);
 		proc_mem_unlock_engine();
 		for (size_t i = 0; i < n && start < end && owned[i].start < end; i++) {
+			uint64_t from = owned[i].start > start ? owned[i].start : start;
 			uint64_t until = owned[i].end < end ? owned[i].end : end;
 
-			if ((owned[i].attr & need) != need)
-				continue;
-			if (owned[i].start > start)
-				decline(p, start, owned[i].start, SAMEPAGE_REASON_NOT_OWNED);
-			merge_unexcluded(p, owned[i].start > start ? owned[i].start : start, until,
-					 how);
+			if (from > start)
+				decline(p, start, from, SAMEPAGE_REASON_NOT_OWNED);
+			/* Passed by all the same, or a batch of such ranges came back for ever. */
+			if (is_wanted(p, owned[i].attr))
+				merge_unexcluded(p, from, until, how);
+			else
+				decline(p, from, until, SAMEPAGE_REASON_NOT_OWNED);
 			start = until;
 		}
 		if (n < PROC_OWNED_MAX || owned[n - 1].start >= end)
