@@ -285,6 +285,19 @@ static int copy_pages(const struct store_vma *v, uint64_t *pages)
 	return 0;
 }
 
+static void forget_files(uint64_t start, uint64_t end)
+{
+	int fd;
+
+	if (!proc_origin_any(start, end))
+		return;
+	fd = sys->open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	proc_origin_collect(fd);
+	sys->close(fd);
+}
+
 int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)
 {
 	struct collect c = { .start = start, .end = end };
@@ -304,6 +317,7 @@ int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)
 		}
 		c.start = c.resume;
 	} while (c.resume);
+	forget_files(start, end);
 	return result;
 }
 

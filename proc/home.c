@@ -82,8 +82,6 @@ static int span_home(struct home *h, uint64_t start, uint64_t end, bool file, ui
 		if (bytes > end - start)
 			bytes = end - start;
 		err = piece_home(h, start, bytes, file, &done);
-		if (done && file)
-			proc_origin_forget(start, start + done);
 		if (pages)
 			*pages += done / sys_page_bytes();
 		start += done;

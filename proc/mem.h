@@ -160,6 +160,7 @@ struct sys_vma;
 int proc_origin_keep(const struct sys_vma *vma, int fd, int maps_fd);
 bool proc_origin_kept(const struct sys_vma *vma, uint64_t start, uint64_t end);
 void proc_origin_forget(uint64_t start, uint64_t end);
+void proc_origin_collect(int maps_fd); /* forget ranges without store mappings */
 bool proc_origin_any(uint64_t start, uint64_t end);
 unsigned proc_origin_count(void); /* mappings that remember */
 /* How much from `start` on has one origin (*known), or none; at most up to `end`. */

@@ -64,6 +64,56 @@ static void drop_unused(void)
 	}
 }
 
+/* Is any of [start, end) a store mapping? Not to be told: yes. */
+static bool any_merged(uint64_t start, uint64_t end, int maps_fd)
+{
+	while (start < end) {
+		char name[sizeof(((struct sys_vma *)0)->name)] = "";
+		struct sys_procmap_query q = {
+			.size = sizeof(q),
+			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA |
+				       SYS_PROCMAP_QUERY_FILE_BACKED_VMA,
+			.query_addr = start,
+			.vma_name_addr = (uintptr_t)name,
+			.vma_name_size = sizeof(name),
+		};
+		int err = sys->procmap_query(maps_fd, &q);
+
+		if (err == -ENOENT)
+			return false;
+		if (err == -ENAMETOOLONG) { /* a longer name than any of ours */
+			q.vma_name_addr = q.vma_name_size = 0;
+			name[0] = '\0';
+			err = sys->procmap_query(maps_fd, &q);
+		}
+		if (err < 0)
+			return true;
+		if (q.vma_start < end && proc_mem_is_store_name(name))
+			return true;
+		start = q.vma_end;
+	}
+	return false;
+}
+
+/*
+ * Forget what is over: a program may unmap what the library merged without saying so,
+ * and what was brought home needs no memory of what it was.
+ */
+void proc_origin_collect(int maps_fd)
+{
+	uint64_t at = 0;
+	const struct core_range *r;
+
+	while ((r = core_rangeset_find(&origin, at)) != NULL) {
+		uint64_t start = r->start, end = r->end;
+
+		if (!any_merged(start, end, maps_fd))
+			core_rangeset_remove_or_forget(&origin, start, end);
+		at = end;
+	}
+	drop_unused();
+}
+
 static bool same_file(const struct anchor *a, const struct sys_vma *v)
 {
 	return a->inode == v->inode && a->dev_major == v->dev_major &&
@@ -90,6 +140,7 @@ int proc_origin_keep(const struct sys_vma *v, int fd, int maps_fd)
 	intptr_t p;
 	int err;
 
+	proc_origin_collect(maps_fd);
 	while (i < ANCHORS && anchors[i].base)
 		i++;
 	if (i == ANCHORS)

@@ -39,7 +39,9 @@ static bool may_leak_mappings(enum sys_fault_point p)
 
 /* --- the scenario ---------------------------------------------------------- */
 
-enum part { PLAIN, TWIN, ODD, EXEC, MIXED, PARTS };
+/* TEXT: patched pages of a file, merged without a freeze. */
+enum part { PLAIN, TWIN, ODD, EXEC, MIXED, TEXT, PARTS };
+#define NEVER_WRITABLE (PROT_READ | PROT_EXEC)
 
 struct scene {
 	char *part[PARTS];
@@ -51,7 +53,7 @@ struct scene {
 /* What page p of a part holds: some zero, some alike, the rest of their own. */
 static bool is_zero_page(enum part part, size_t p)
 {
-	return part != ODD && p % 16 == 5;
+	return part != ODD && part != TEXT && p % 16 == 5;
 }
 
 static uint64_t seed_of(enum part part)
@@ -76,6 +78,20 @@ static void fill_page(struct scene *s, enum part part, size_t p)
 		memset(at, 0, pt_page());
 	else
 		pt_fill_page(at, seed_of(part), part == MIXED ? p / 2 : p);
+}
+
+static void protect(struct scene *s, enum part part, int prot)
+{
+	if (part == TEXT)
+		PT_CHECK(!mprotect(s->part[TEXT], PAGES * pt_page(), prot));
+}
+
+static void fill_part(struct scene *s, enum part part)
+{
+	protect(s, part, RW);
+	for (size_t p = 0; p < PAGES; p++)
+		fill_page(s, part, p);
+	protect(s, part, NEVER_WRITABLE);
 }
 
 static void check_all(const struct scene *s)
@@ -104,12 +120,27 @@ static void *reader(void *arg)
 	return NULL;
 }
 
+/* Zeros, as discarding must show them. The name stays: it may be needed to find the file. */
+static char file_name[] = "./proc-fault-XXXXXX";
+
+static void map_file(char *at)
+{
+	int fd;
+
+	strcpy(file_name, "./proc-fault-XXXXXX");
+	fd = mkstemp(file_name);
+	PT_CHECK(fd >= 0 && !ftruncate(fd, (off_t)(PAGES * pt_page())));
+	PT_CHECK(mmap(at, PAGES * pt_page(), RW, MAP_PRIVATE | MAP_FIXED, fd, 0) == at);
+	close(fd);
+}
+
 static void set_up(struct scene *s)
 {
 	for (enum part i = 0; i < PARTS; i++) {
 		s->part[i] = pt_map(PAGES);
-		for (size_t p = 0; p < PAGES; p++)
-			fill_page(s, i, p);
+		if (i == TEXT)
+			map_file(s->part[i]);
+		fill_part(s, i);
 	}
 	PT_CHECK(!madvise(s->part[ODD], PAGES * pt_page(), MADV_DONTFORK));
 	PT_CHECK(!madvise(s->part[ODD], PAGES * pt_page(), MADV_DONTDUMP));
@@ -159,6 +190,8 @@ static void scenario(struct scene *s, struct samepage *sp)
 	PT_CHECK(s->faulty ? err <= 0 : err == 0);
 	err = samepage_unmerge(sp, s->part[ODD] + 7 * pt_page(), 100 * pt_page());
 	PT_CHECK(s->faulty ? err <= 0 : err == 0);
+	err = samepage_unmerge(sp, s->part[TEXT] + 7 * pt_page(), 100 * pt_page());
+	PT_CHECK(s->faulty ? err <= 0 : err == 0);
 }
 
 /* The readers are gone. Each page is what it was or reads zero; all of it, on success. */
@@ -184,7 +217,8 @@ static void *touch_all(void *arg)
 {
 	struct scene *s = arg;
 
-	for (enum part i = 0; i < PARTS; i++)
+	for (enum part i = 0; i < PARTS; i++) {
+		protect(s, i, RW);
 		for (size_t p = 0; p < PAGES; p++) {
 			volatile uint64_t *w = (volatile uint64_t *)(s->part[i] + p * pt_page());
 			uint64_t old = w[3];
@@ -193,6 +227,8 @@ static void *touch_all(void *arg)
 			PT_CHECK(w[3] == ~old);
 			w[3] = old;
 		}
+		protect(s, i, NEVER_WRITABLE);
+	}
 	return NULL;
 }
 
@@ -208,8 +244,7 @@ static void merge_fully(struct scene *s, struct samepage *sp)
 	for (enum part i = 0; i < PARTS; i++) {
 		PT_CHECK(samepage_discard(sp, s->part[i], PAGES * pt_page()) == 0);
 		PT_CHECK(pt_is_zero(s->part[i], PAGES));
-		for (size_t p = 0; p < PAGES; p++)
-			fill_page(s, i, p);
+		fill_part(s, i);
 	}
 	for (enum part i = 0; i < PARTS; i++)
 		left += merge_part(s, sp, i);
@@ -228,6 +263,7 @@ static void tear_down(struct scene *s)
 {
 	for (enum part i = 0; i < PARTS; i++)
 		pt_unmap(s->part[i], PAGES);
+	unlink(file_name);
 }
 
 /* --- one run --------------------------------------------------------------- */
