@@ -63,7 +63,8 @@ extern "C" {
 	X(STOPPED, "stopped", "the call ended early (handle closing, fork)")                       \
 	X(FAILED, "failed", "the kernel refused a step, see the log")                              \
 	X(WRITABLE, "writable",                                                                    \
-	  "a writable page of a file, or written since its merge: only while nobody can write")
+	  "a writable page of a file, or written since its merge: only while nobody can write")     \
+	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")
 
 enum samepage_reason {
 #define SAMEPAGE_REASON_ENUM(id, name, text) SAMEPAGE_REASON_##id,

@@ -14,12 +14,16 @@
  *   - in a writable one only on the word of the caller, or when quiet.c finds that the
  *     calling thread is the only one and nothing does I/O behind its back
  *
+ * Text with a breakpoint in it is left alone: the kernel's uprobes find their breakpoints
+ * by the file that is mapped there, and one that they do not find kills the program.
+ *
  * What replaces the page is always a slot, zeros as well: under a file's mapping a hole
  * would show the file. What the file had there is remembered first (origin.c), so that
  * discarding shows it again (I5).
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -112,25 +116,132 @@ static void widen(struct proc_engine *e, struct sys_vma *v)
 	}
 }
 
-/* A file that cannot be opened again could not be shown again after a discard. */
-static int keep_origin(struct freeze *f)
+/* Opening a device may do something. */
+static bool is_device(const char *name)
+{
+	return strncmp(name, "/dev/", 5) == 0 && strncmp(name, "/dev/shm/", 9) != 0;
+}
+
+/*
+ * A file that cannot be opened again could not be shown again after a discard. Opened
+ * without the lock, for that may take long. An fd, NO_FILE (nothing to open), or -errno.
+ */
+#define NO_FILE INT_MIN
+
+static int open_origin(struct freeze *f)
 {
 	const struct sys_vma *v = f->c->vma;
 	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
-	struct sys_vma wide = *v;
-	int fd, err;
+	bool kept;
+	int fd;
 
-	if (v->anonymous || proc_vma_is_run(v) || proc_origin_kept(v, start, end))
-		return 0;
+	if (v->anonymous || proc_vma_is_run(v))
+		return NO_FILE;
+	proc_mem_lock_engine();
+	kept = proc_origin_kept(v, start, end);
+	proc_mem_unlock_engine();
+	if (kept)
+		return NO_FILE;
+	if (is_device(v->name))
+		return -ENODEV;
 	fd = open_by_link(v);
-	if (fd < 0)
-		fd = open_by_name(f->e, v);
-	if (fd < 0)
-		return fd;
+	return fd >= 0 ? fd : open_by_name(f->e, v);
+}
+
+/* Lock held. */
+static int keep_origin(struct freeze *f, int fd)
+{
+	struct sys_vma wide = *f->c->vma;
+
+	if (fd == NO_FILE)
+		return 0;
 	widen(f->e, &wide);
-	err = proc_origin_keep(&wide, fd, f->e->maps_fd);
-	sys->close(fd);
-	return err;
+	return proc_origin_keep(&wide, fd, f->e->maps_fd);
+}
+
+/* --- breakpoints ---------------------------------------------------------------- */
+
+#if defined(__aarch64__)
+#define TRAP_BYTES 4
+static const uint8_t trap_mask[TRAP_BYTES] = { 0x1f, 0x00, 0xe0, 0xff }; /* BRK #any */
+static const uint8_t trap[TRAP_BYTES] = { 0x00, 0x00, 0x20, 0xd4 };
+#else
+#define TRAP_BYTES 1
+static const uint8_t trap_mask[TRAP_BYTES] = { 0xff };
+static const uint8_t trap[TRAP_BYTES] = { 0xcc }; /* int3 */
+#endif
+
+static bool is_trap(const uint8_t *at)
+{
+	for (unsigned i = 0; i < TRAP_BYTES; i++)
+		if ((at[i] & trap_mask[i]) != trap[i])
+			return false;
+	return true;
+}
+
+/* Does the page differ from the file's, and in nothing but traps? */
+static bool only_traps(const uint8_t *page, const uint8_t *file, size_t bytes)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < bytes; i += TRAP_BYTES) {
+		if (memcmp(page + i, file + i, TRAP_BYTES) == 0)
+			continue;
+		if (!is_trap(page + i))
+			return false;
+		any = true;
+	}
+	return any;
+}
+
+/* One batch of pages that were a file's: `file` maps them as the file has them. */
+static void skip_traps(struct freeze *f, uint32_t i, uint32_t n, const uint8_t *file)
+{
+	uint8_t *room = f->e->link->ring;
+	/* Not by reading: the file may be shorter by now. */
+	struct iovec to = { room, bytes_of(f, n) };
+	struct iovec from = { (void *)(uintptr_t)file, to.iov_len };
+	ssize_t got = sys->read_self(&to, 1, &from, 1);
+
+	for (uint32_t k = 0; k < n; k++) {
+		if (f->plan[i + k].kind != CORE_PLAN_SLOT)
+			continue;
+		if (got < (ssize_t)bytes_of(f, k + 1))
+			proc_plan_skip(&f->plan[i + k], SAMEPAGE_REASON_VANISHED);
+		else if (only_traps(f->e->work->bytes[i + k], room + bytes_of(f, k),
+				    f->e->page_bytes))
+			proc_plan_skip(&f->plan[i + k], SAMEPAGE_REASON_BREAKPOINT);
+	}
+}
+
+/*
+ * Lock held. Pages of a file's text are compared with the file, through a mapping made
+ * for the moment; they are what the slots have, or they will not be merged.
+ */
+static void skip_breakpoints(struct freeze *f)
+{
+	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
+	bool known = false;
+	intptr_t file;
+
+	if (!(f->c->prot & PROT_EXEC))
+		return;
+	end = proc_origin_span(start, end, &known);
+	if (!known)
+		return;
+	file = proc_origin_copy(start, end - start);
+	if (file >= 0 && sys->mprotect((void *)file, end - start, PROT_READ) == 0) {
+		uint32_t pages = (uint32_t)((end - start) >> f->e->page_shift);
+
+		for (uint32_t k = 0, n; k < pages; k += n) {
+			n = pages - k < PROC_READ_PAGES ? pages - k : PROC_READ_PAGES;
+			skip_traps(f, f->lo + k, n, (const uint8_t *)file + bytes_of(f, k));
+		}
+	} else {
+		proc_prepare_skip_all(f, SAMEPAGE_REASON_NO_MEMORY);
+	}
+	if (file >= 0)
+		sys->munmap((void *)file, end - start);
 }
 
 /* --- runs --------------------------------------------------------------------- */
@@ -142,51 +253,55 @@ static enum samepage_reason hold_reason(int err)
 				: SAMEPAGE_REASON_FAILED;
 }
 
-/* The run's slots are mapped at `map`; what of that does not get used is unmapped. */
+/* n pages from `first` on; their slots are mapped at `map`. How many are done with. */
+static uint32_t replace_some(struct freeze *f, uint32_t first, uint32_t n, const uint8_t *map)
+{
+	unsigned rewritten = 0;
+	int done = proc_hold_replace(&f->e->hold, f->e->link->ring, map, page_at(f, first), n,
+				     &rewritten);
+
+	if (done <= 0) {
+		proc_plan_skip(&f->plan[first],
+			       done == 0 ? SAMEPAGE_REASON_CHANGED : hold_reason(done));
+		sys->munmap((void *)(uintptr_t)map, f->e->page_bytes);
+		return 1;
+	}
+	/* Which ones does not matter: merged, and written in that moment. */
+	for (unsigned k = 0; k < rewritten && k < (unsigned)done; k++)
+		proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_CHANGED);
+	f->res->runs++;
+	return (uint32_t)done;
+}
+
+/* A run as it was mapped beforehand; what has been given up since is unmapped. */
 static void replace_run(struct freeze *f, uint32_t first, uint32_t pages, const uint8_t *map)
 {
 	uint32_t i = 0;
-	bool any = false;
 
 	while (i < pages) {
-		unsigned rewritten = 0;
-		int n = proc_hold_replace(&f->e->hold, f->e->link->ring, map + bytes_of(f, i),
-					  page_at(f, first + i), pages - i, &rewritten);
+		uint32_t n = 0;
 
-		if (n <= 0) {
-			proc_plan_skip(&f->plan[first + i],
-				       n == 0 ? SAMEPAGE_REASON_CHANGED : hold_reason(n));
+		while (i + n < pages && f->plan[first + i + n].kind == CORE_PLAN_SLOT)
+			n++;
+		if (n) {
+			i += replace_some(f, first + i, n, map + bytes_of(f, i));
+		} else {
 			sys->munmap((void *)(uintptr_t)(map + bytes_of(f, i)), f->e->page_bytes);
 			i++;
-			continue;
 		}
-		/* Which ones does not matter: merged, and written in that moment. */
-		for (unsigned k = 0; k < rewritten && k < (unsigned)n; k++)
-			proc_plan_skip(&f->plan[first + i + k], SAMEPAGE_REASON_CHANGED);
-		i += (uint32_t)n;
-		any = true;
 	}
-	f->res->runs += any;
 }
 
 static void replace_runs(struct freeze *f)
 {
 	struct proc_work *w = f->e->work;
-	size_t n = proc_prepare_runs(f);
 
-	for (size_t r = 0; r < n; r++) {
-		uint32_t first = f->lo + w->runs[r].first;
-		uint8_t *map = w->premap[first];
+	for (uint32_t i = f->lo; i < f->hi; i++) {
+		const uint8_t *map = w->premap[i];
 
-		if (w->runs[r].kind != CORE_PLAN_SLOT)
-			continue;
-		if (!map || w->premap_pages[first] != w->runs[r].pages) {
-			for (uint32_t k = 0; k < w->runs[r].pages; k++)
-				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
-			continue;
-		}
-		w->premap[first] = NULL;
-		replace_run(f, first, w->runs[r].pages, map);
+		w->premap[i] = NULL;
+		if (map)
+			replace_run(f, i, w->premap_pages[i], map);
 	}
 }
 
@@ -195,6 +310,7 @@ void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
 {
 	struct freeze f = { .e = e, .c = c, .res = res, .plan = e->work->plan,
 			    .staged = e->work->staged };
+	int fd;
 
 	proc_prepare_slots(&f);
 	if (!proc_prepare_narrow(&f))
@@ -204,15 +320,17 @@ void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
 		proc_prepare_skip_all(&f, SAMEPAGE_REASON_FAILED);
 		return;
 	}
+	fd = open_origin(&f);
 	proc_mem_lock_engine();
 	if (!proc_prepare_still_ours(&f))
 		goto out;
-	if (keep_origin(&f) < 0) {
+	if ((fd < 0 && fd != NO_FILE) || keep_origin(&f, fd) < 0) {
 		proc_prepare_skip_all(&f, SAMEPAGE_REASON_VMA_KIND);
 		goto out;
 	}
 	memset(e->work->premap, 0, sizeof(e->work->premap));
 	proc_prepare_bytes(&f);
+	skip_breakpoints(&f);
 	(void)proc_mem_note_merged((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi),
 				   c->odd);
 	if (c->vma->anonymous)
@@ -221,4 +339,6 @@ void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
 	proc_prepare_drop(&f);
 out:
 	proc_mem_unlock_engine();
+	if (fd >= 0)
+		sys->close(fd);
 }

@@ -258,6 +258,60 @@ static void patched_again_is_merged_again(void **state)
 	unmap(b);
 }
 
+/* As a debugger or the kernel's uprobes leave it: the file but for traps. */
+static void breakpoints_are_left_alone(void **state)
+{
+#if defined(__x86_64__)
+	char *a = map_file(TEXT, NULL);
+	struct samepage_result r;
+
+	(void)state;
+	for (size_t i = 0; i < 8; i++) {
+		char *page = a + i * pt_page();
+
+		PT_CHECK(mprotect(page, pt_page(), RW) == 0);
+		page[100 * i] = (char)0xcc;
+		if (i == 5)
+			page[100 * i + 7] ^= 1; /* more than a breakpoint */
+		PT_CHECK(mprotect(page, pt_page(), TEXT) == 0);
+	}
+	r = merge(a, PAGES, 0);
+	assert_int_equal(r.pages_looked, 8);
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_BREAKPOINT], 7);
+	assert_int_equal(r.pages_merged, 1);
+	assert_int_equal(pt_file_pages(a + 5 * pt_page(), 1), 1);
+	for (size_t i = 0; i < 8; i++)
+		assert_int_equal((unsigned char)a[i * pt_page() + 100 * i], 0xcc);
+	/* Set after the merge, as gdb does it, and seen by the next merge. */
+	PT_CHECK(mprotect(a + 5 * pt_page(), pt_page(), RW) == 0);
+	pt_fill_page(a + 5 * pt_page(), FILE_SEED, 5);
+	a[5 * pt_page() + 9] = (char)0xcc;
+	PT_CHECK(mprotect(a + 5 * pt_page(), pt_page(), TEXT) == 0);
+	r = merge(a + 5 * pt_page(), 1, 0);
+	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_BREAKPOINT], 1);
+	unmap(a);
+#else
+	(void)state;
+	SKIP("written for this machine's traps");
+#endif
+}
+
+/* A file that got shorter is neither read nor fatal. */
+static void a_shorter_file_is_survived(void **state)
+{
+	char name[64], *a = map_file(TEXT, name);
+	struct samepage_result r;
+
+	(void)state;
+	patch(a, PAGES, 9, TEXT);
+	PT_CHECK(truncate(name, (off_t)(3 * pt_page())) == 0);
+	r = merge(a, PAGES, 0); /* the kernel took the pages beyond its end */
+	assert_int_equal(r.pages_looked, 3);
+	assert_int_equal(r.pages_merged, 3);
+	unlink(name);
+	unmap(a);
+}
+
 /* Code that a compiler of the program's made: anonymous, executable, not writable. */
 static void made_code_is_merged(void **state)
 {
@@ -457,6 +511,8 @@ int main(void)
 		TEST(a_renamed_file_is_not_mistaken),
 		TEST(unmerge_gives_the_mapping_back),
 		TEST(patched_again_is_merged_again),
+		TEST(breakpoints_are_left_alone),
+		TEST(a_shorter_file_is_survived),
 		TEST(made_code_is_merged),
 		TEST(writable_pages_want_quiet),
 		TEST(a_protected_buffer_is_left_alone),
