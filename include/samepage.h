@@ -61,7 +61,9 @@ extern "C" {
 	X(QUOTA, "quota", "the domain's or the client's share of the store is used up")            \
 	X(NO_BROKER, "no_broker", "the broker could not be reached")                               \
 	X(STOPPED, "stopped", "the call ended early (handle closing, fork)")                       \
-	X(FAILED, "failed", "the kernel refused a step, see the log")
+	X(FAILED, "failed", "the kernel refused a step, see the log")                              \
+	X(WRITABLE, "writable",                                                                    \
+	  "a writable page of a file, or written since its merge: only while nobody can write")
 
 enum samepage_reason {
 #define SAMEPAGE_REASON_ENUM(id, name, text) SAMEPAGE_REASON_##id,
@@ -133,9 +135,23 @@ SAMEPAGE_API int samepage_open(struct samepage **handle, const struct samepage_o
  */
 SAMEPAGE_API void samepage_close(struct samepage *handle);
 
+/* samepage_merge() flags */
+#define SAMEPAGE_MERGE_QUIESCENT 0x1u /* nobody writes to the range during the call */
+
 /*
  * Merge [addr, addr + bytes) now and return when it is done. Pages that are the
  * first of their kind go into the store at once. bytes is rounded up to pages.
+ *
+ * What can be merged: private anonymous memory that is writable; pages of a private
+ * file mapping that were copied on write (patched text, relocated data), in a mapping
+ * that is not writable now; executable anonymous memory that is not writable now; and
+ * what was merged before and written since, in one that is not writable now. A writable
+ * page of a file, and one written since its merge, cannot be protected from writers:
+ * they are merged only if the calling thread is the only one of the process and nothing
+ * is open that lets the kernel write by itself (io_uring, AIO, devices, sockets); or if
+ * the caller promises SAMEPAGE_MERGE_QUIESCENT: no thread, no other process and no
+ * device writes to the range during the call. The thread that calls takes no signals
+ * until the call is over.
  *
  * The caller vouches that nobody unmaps the range, maps over it, or changes its
  * protection or advice during the call; reading and writing it is fine from
@@ -145,7 +161,8 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  *
  *   madvise  discard merged memory with samepage_discard() in place of
  *            MADV_DONTNEED or MADV_FREE, which would bring the merged bytes back
- *            instead of zeros
+ *            instead of zeros, or of the file's bytes
+ *   /proc/PID/maps  shows the store in place of the file
  *   mremap   do not grow or move merged memory, also not after
  *            samepage_unmerge(): it consists of several mappings (EFAULT), and
  *            what it grows by would show other pages of the store
@@ -155,7 +172,7 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  * Mappings in the range that cannot be merged are skipped and counted, that is
  * no error. result may be NULL.
  *
- * -EINVAL  addr not on a page boundary, flags not 0, range wraps around
+ * -EINVAL  addr not on a page boundary, unknown flags, range wraps around
  * -ENOMEM  part of the range is not mapped: the mapped rest was done, the
  *          result is valid
  * -ENOTCONN  the broker is gone and could not be reached again. Gone before the
@@ -174,12 +191,14 @@ SAMEPAGE_API int samepage_merge(struct samepage *handle, void *addr, size_t byte
  * -EINVAL  as samepage_merge()
  * -ENOMEM  part of the range is not mapped (the rest was done), or no memory
  *          for the copies (the pages not yet copied stay merged)
+ * -EACCES  part of it is not readable now, and stays merged
+ * -EAGAIN  /proc could not be read, or somebody keeps writing there
  */
 SAMEPAGE_API int samepage_unmerge(struct samepage *handle, void *addr, size_t bytes);
 
 /*
- * What madvise(addr, bytes, MADV_DONTNEED) does to private anonymous memory:
- * the range reads as zeros afterwards, merged pages included.
+ * What madvise(addr, bytes, MADV_DONTNEED) does to private memory: the range reads as
+ * zeros afterwards, or as the file that it maps, merged pages included.
  *
  * -EINVAL, -ENOMEM  as madvise(2)
  */

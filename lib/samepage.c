@@ -103,7 +103,7 @@ int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t f
 	uint64_t start, end;
 	int err;
 
-	if (flags)
+	if (flags & ~SAMEPAGE_MERGE_QUIESCENT)
 		return -EINVAL;
 	err = check_range(handle, addr, bytes, &start, &end);
 	if (err < 0)
@@ -112,7 +112,10 @@ int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t f
 		memset(result, 0, sizeof(*result));
 	if (start == end)
 		return 0;
-	return proc_engine_merge(handle->engine, start, end, result);
+	return proc_engine_merge(handle->engine, start, end,
+				 PROC_WANT_CONTRACT |
+					 (flags & SAMEPAGE_MERGE_QUIESCENT ? PROC_WANT_QUIET : 0),
+				 result);
 }
 
 int samepage_unmerge(struct samepage *handle, void *addr, size_t bytes)

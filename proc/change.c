@@ -162,6 +162,42 @@ static int fresh_anonymous(uint64_t start, uint64_t end, int prot)
 	return 0;
 }
 
+/* The file's own bytes again, where pages of a file were merged. */
+static int fresh_of_file(uint64_t start, uint64_t end, int prot)
+{
+	uint64_t bytes = end - start;
+	intptr_t p = proc_origin_copy(start, bytes);
+	int err;
+
+	if (p < 0)
+		return (int)p;
+	err = sys->mprotect((void *)p, bytes, prot);
+	if (err == 0) {
+		proc_mem_reapply_odd((uint64_t)p, (uint64_t)p + bytes, proc_mem_odd(start));
+		p = sys->mremap((void *)p, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+				(void *)start);
+		if (p >= 0)
+			return 0;
+		err = (int)p;
+	}
+	sys->munmap((void *)p, bytes);
+	return err;
+}
+
+static int fresh(uint64_t start, uint64_t end, int prot)
+{
+	int err = 0;
+
+	while (err == 0 && start < end) {
+		bool file;
+		uint64_t until = proc_origin_span(start, end, &file);
+
+		err = file ? fresh_of_file(start, until, prot) : fresh_anonymous(start, until, prot);
+		start = until;
+	}
+	return err;
+}
+
 /* Plain advice for what lies between store mappings; holes are the kernel's to report. */
 static int plain(uint64_t start, uint64_t end, int advice)
 {
@@ -185,6 +221,9 @@ static int discard_by_writing(uint64_t start, uint64_t end, int advice)
 
 		if (!proc_mem_maybe_merged(at, at + 1))
 			continue;
+		/* Zeros would be wrong there. */
+		if (proc_origin_any(at, at + 1))
+			return -EAGAIN;
 		if (sys->write_self(&from, 1, &to, 1) != (ssize_t)sizeof(zeros))
 			return -EAGAIN;
 	}
@@ -215,7 +254,7 @@ int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 			if (err < 0)
 				return err;
 			/* A failure here leaves the old bytes: the caller must hear. */
-			err = fresh_anonymous(c.vma[i].start, c.vma[i].end, c.vma[i].prot);
+			err = fresh(c.vma[i].start, c.vma[i].end, c.vma[i].prot);
 			if (err < 0)
 				return err;
 			at = c.vma[i].end;
@@ -228,6 +267,21 @@ int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 
 /* --- unmerge -------------------------------------------------------------- */
 
+/* In a writable mapping; the kernel copies, without changing a byte (tests/assume/populate). */
+static int copy_pages(const struct store_vma *v, uint64_t *pages)
+{
+	uint64_t bytes = v->end - v->start;
+	int err = sys->madvise((void *)v->start, bytes, MADV_POPULATE_WRITE);
+
+	if (err == -EINTR)
+		err = sys->madvise((void *)v->start, bytes, MADV_POPULATE_WRITE);
+	if (err < 0)
+		return err == -EFAULT ? -EACCES : -ENOMEM;
+	if (pages)
+		*pages += bytes / sys_page_bytes();
+	return 0;
+}
+
 int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)
 {
 	struct collect c = { .start = start, .end = end };
@@ -238,27 +292,36 @@ int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)
 		if (err < 0)
 			return -EAGAIN;
 		for (unsigned i = 0; i < c.n; i++) {
-			uint64_t bytes = c.vma[i].end - c.vma[i].start;
+			const struct store_vma *v = &c.vma[i];
 
-			if (!(c.vma[i].prot & PROT_WRITE)) {
-				result = -EACCES;
-				continue;
-			}
-			/* Breaks sharing without changing a byte (tests/assume/populate). */
-			err = sys->madvise((void *)c.vma[i].start, bytes, MADV_POPULATE_WRITE);
-			if (err == -EINTR)
-				err = sys->madvise((void *)c.vma[i].start, bytes,
-						   MADV_POPULATE_WRITE);
-			if (err < 0) {
-				result = err == -EFAULT ? -EACCES : -ENOMEM;
-				continue;
-			}
-			if (pages)
-				*pages += bytes / sys_page_bytes();
+			err = v->prot & PROT_WRITE ? copy_pages(v, pages)
+						   : proc_mem_home(v->start, v->end, v->prot, pages);
+			if (err < 0)
+				result = err;
 		}
 		c.start = c.resume;
 	} while (c.resume);
 	return result;
+}
+
+int proc_mem_files_home(uint64_t start, uint64_t end)
+{
+	struct collect c = { .start = start, .end = end };
+	int err;
+
+	do {
+		err = collect_store(&c);
+		for (unsigned i = 0; err == 0 && i < c.n; i++) {
+			const struct store_vma *v = &c.vma[i];
+
+			if (proc_origin_any(v->start, v->end))
+				err = proc_mem_home(v->start, v->end, v->prot, NULL);
+		}
+		if (err < 0)
+			return err;
+		c.start = c.resume;
+	} while (c.resume);
+	return 0;
 }
 
 /* --- gaps ----------------------------------------------------------------- */

@@ -122,7 +122,7 @@ static void call_merge(struct proc_engine *e, struct proc_call *call)
 		call->error = -ENOTCONN;
 		return;
 	}
-	proc_pass_range(e, call->start, call->end, PROC_MODE_SYNC, &call->result, &gap);
+	proc_pass_range(e, call->start, call->end, PROC_MODE_SYNC, call, &call->result, &gap);
 	core_result_add(&e->stats.total, &call->result);
 	e->stats.zero_pages += call->result.pages_zeroed;
 	e->stats.merges++;
@@ -179,6 +179,7 @@ static int open_own(struct proc_engine *e)
 	if (e->maps_fd < 0)
 		return e->maps_fd;
 	e->have_procmap_query = sys->procmap_query(e->maps_fd, &q) == 0;
+	proc_mem_find_own_data(e->maps_fd);
 	return 0;
 }
 
@@ -268,6 +269,7 @@ static void teardown(struct proc_engine *e)
 {
 	proc_segments_reset(e, 0);
 	proc_freeze_teardown(e);
+	proc_hold_close(&e->hold);
 	e->link->ops->disconnect(e->link);
 	close_own(&e->sigfd);
 	close_own(&e->pagemap_fd);
@@ -287,8 +289,12 @@ static void *engine_main(void *arg)
 		teardown(e);
 	atomic_store(&e->state, err < 0 ? PROC_DEAD : PROC_IDLE);
 	sys_futex_wake(&e->state, INT_MAX);
-	if (err < 0)
+	if (err < 0) {
+		/* Who posted a call meanwhile is not left waiting. */
+		atomic_store(&e->call.done, 1);
+		sys_futex_wake(&e->call.done, 1);
 		return NULL;
+	}
 	while (atomic_load(&e->state) != PROC_CLOSING) {
 		take_call(e);
 		/* A pass may have found the broker gone: let go of what is left. */
@@ -317,6 +323,7 @@ static int start_thread(struct proc_engine *e)
 	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
 	e->reconnect_at_usec = 0;
 	e->tags_count = 0;
+	e->hold.pages = 0;
 	atomic_store(&e->state, PROC_STARTING);
 	atomic_store(&e->call_posted, 0);
 	err = -pthread_attr_init(&attr);
@@ -441,25 +448,30 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	/* Not to be reached (a seccomp filter?): take the call back, if it is still there. */
 	if (err < 0 && atomic_exchange(&e->call_posted, 0))
 		return err;
-	while (!atomic_load(&e->call.done))
-		if (sys_futex_wait(&e->call.done, 0, 1000) == -ETIMEDOUT &&
-		    atomic_load(&e->state) == PROC_DEAD)
-			return e->start_error;
-	return e->call.error;
+	/* Without a limit: a thread that woke up would write to its own memory (quiet.c). */
+	while (!atomic_load(&e->call.done) && atomic_load(&e->state) != PROC_DEAD)
+		sys_futex_wait(&e->call.done, 0, -1);
+	return atomic_load(&e->state) == PROC_DEAD ? e->start_error : e->call.error;
 }
 
-int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end,
+int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint32_t want,
 		      struct samepage_result *result)
 {
+	sigset_t saved;
 	int err;
 
+	/* While this thread waits it runs nothing, no handler either (quiet.c). */
+	sys_sigmask_block_all(&saved);
 	proc_lock(&e->call_lock);
 	e->call.start = start;
 	e->call.end = end;
+	e->call.want = want;
+	e->call.caller = sys_gettid();
 	err = post(e, PROC_CALL_MERGE);
 	if (result)
 		*result = e->call.result;
 	proc_unlock(&e->call_lock);
+	sys_sigmask_restore(&saved);
 	return err;
 }
 

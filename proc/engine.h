@@ -53,8 +53,14 @@ int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *p
 /* Ends the thread, frees everything. Must not be called with requests under way. */
 void proc_engine_free(struct proc_engine *e);
 
-/* Merge a range now. Any thread. As samepage_merge(). */
-int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end,
+/* What a call asks of a pass beyond its range. */
+enum proc_want {
+	PROC_WANT_CONTRACT = 1u << 0, /* the caller owns the range for the time of the call */
+	PROC_WANT_QUIET = 1u << 1,    /* and promises that nobody writes to it meanwhile */
+};
+
+/* Merge a range now. Any thread. As samepage_merge(); want: enum proc_want. */
+int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint32_t want,
 		      struct samepage_result *result);
 int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats);
 

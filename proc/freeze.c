@@ -35,187 +35,6 @@
 #include "core/hash.h"
 #include "proc/freeze_impl.h"
 
-static void skip_all(struct freeze *f, enum samepage_reason why)
-{
-	for (uint32_t i = f->lo; i < f->hi; i++)
-		if (f->plan[i].kind != CORE_PLAN_SKIP)
-			proc_plan_skip(&f->plan[i], why);
-}
-
-/* --- 1: before anything is frozen ----------------------------------------- */
-
-/* Can the slot of this page be had? Fetches its segment. */
-static void fetch_slots(struct freeze *f)
-{
-	for (uint32_t i = f->c->first; i < f->c->end; i++) {
-		uint64_t offset;
-
-		if (f->plan[i].kind != CORE_PLAN_SLOT)
-			continue;
-		if (proc_segments_fd(f->e, f->plan[i].slot, &offset) < 0)
-			proc_plan_skip(&f->plan[i], f->e->link->connected
-							    ? SAMEPAGE_REASON_FAILED
-							    : SAMEPAGE_REASON_NO_BROKER);
-	}
-}
-
-/* Narrow [lo, hi) to what is planned; false: nothing is. */
-static bool narrow(struct freeze *f)
-{
-	f->lo = f->c->first;
-	f->hi = f->c->end;
-	while (f->lo < f->hi && f->plan[f->lo].kind == CORE_PLAN_SKIP)
-		f->lo++;
-	while (f->hi > f->lo && f->plan[f->hi - 1].kind == CORE_PLAN_SKIP)
-		f->hi--;
-	return f->hi > f->lo;
-}
-
-static size_t plan_runs(struct freeze *f)
-{
-	return core_plan_runs(f->plan + f->lo, f->hi - f->lo,
-			      f->e->link->index.header->segment_slots, f->e->work->runs,
-			      PROC_CHUNK_PAGES);
-}
-
-static int run_flags(const struct freeze *f)
-{
-	return MAP_PRIVATE | (f->c->odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
-}
-
-/* Advice that a file mapping can carry and a program would miss. */
-#define ADVISED (PROC_ODD_DONTFORK | PROC_ODD_DONTDUMP)
-
-static int give_advice(struct freeze *f, void *at, size_t bytes)
-{
-	int err = 0;
-
-	if (f->c->odd & PROC_ODD_DONTFORK)
-		err = sys->madvise(at, bytes, MADV_DONTFORK);
-	if (err == 0 && (f->c->odd & PROC_ODD_DONTDUMP))
-		err = sys->madvise(at, bytes, MADV_DONTDUMP);
-	return err;
-}
-
-/*
- * A long run, or one that carries advice (which can fail, so it is given before
- * anybody can see it): the mapping that will be moved over the hole, populated.
- */
-static uint8_t *premap(struct freeze *f, const struct core_plan_run *run)
-{
-	size_t bytes = bytes_of(f, run->pages);
-	uint64_t offset = 0;
-	int fd = proc_segments_fd(f->e, run->slot, &offset);
-	intptr_t p;
-
-	if (fd < 0)
-		return NULL;
-	p = sys->mmap(NULL, bytes, f->c->prot, run_flags(f), fd, (off_t)offset);
-	if (p < 0)
-		return NULL;
-	if (give_advice(f, (void *)p, bytes) < 0 ||
-	    sys->madvise((void *)p, bytes, MADV_POPULATE_READ) < 0) {
-		sys->munmap((void *)p, bytes);
-		return NULL;
-	}
-	return (uint8_t *)p;
-}
-
-/*
- * Where the slots' bytes can be compared, touched now: a fault taken while
- * frozen would make everybody wait. Under the memory lock, so that no fork
- * copies the mappings made here.
- */
-static void find_bytes(struct freeze *f)
-{
-	struct proc_work *w = f->e->work;
-	uint8_t touched = 0;
-	size_t n = plan_runs(f);
-
-	for (size_t r = 0; r < n; r++) {
-		uint32_t first = f->lo + w->runs[r].first, pages = w->runs[r].pages;
-		uint8_t *long_run = NULL;
-
-		w->premap[first] = NULL;
-		if (w->runs[r].kind != CORE_PLAN_SLOT)
-			continue;
-		if (pages >= PROC_PREMAP_PAGES || (f->c->odd & ADVISED))
-			long_run = premap(f, &w->runs[r]);
-		if (!long_run && (f->c->odd & ADVISED)) {
-			for (uint32_t k = 0; k < pages; k++)
-				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
-			continue;
-		}
-		w->premap[first] = long_run;
-		w->premap_pages[first] = pages;
-		for (uint32_t k = 0; k < pages; k++) {
-			const uint8_t *at = long_run ? long_run + bytes_of(f, k)
-						     : proc_segments_slot(f->e, w->runs[r].slot + k);
-
-			w->bytes[first + k] = at;
-			if (at)
-				touched |= *(const volatile uint8_t *)at;
-			else
-				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
-		}
-	}
-	(void)touched;
-}
-
-/* I8: give up the runs that the mapping budget has no room for. */
-static void keep_budget(struct freeze *f)
-{
-	struct proc_engine *e = f->e;
-	struct core_plan_run *runs = e->work->runs;
-	size_t n = plan_runs(f);
-
-	if (e->vmas_now + (int64_t)core_plan_vmas_upper(runs, n) + 2 > e->vmas_limit) {
-		/* The estimate only ever grows; look at the truth. */
-		int64_t now = sys_map_count(0, e->work->count_buf, sizeof(e->work->count_buf));
-
-		if (now >= 0)
-			e->vmas_now = now;
-	}
-	for (size_t r = 0; r < n; r++) {
-		if (runs[r].kind != CORE_PLAN_SLOT)
-			continue;
-		if (e->vmas_now + 2 + 2 <= e->vmas_limit) {
-			e->vmas_now += 2;
-			continue;
-		}
-		for (uint32_t i = 0; i < runs[r].pages; i++)
-			proc_plan_skip(&f->plan[f->lo + runs[r].first + i],
-				       SAMEPAGE_REASON_MAP_COUNT);
-	}
-}
-
-/* Lock held. Is [lo, hi) still one anonymous mapping with this protection, ours to merge? */
-static bool still_ours(struct freeze *f)
-{
-	struct proc_engine *e = f->e;
-	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
-	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = start };
-	uint64_t want = (f->c->prot & PROT_EXEC ? SYS_PROCMAP_QUERY_VMA_EXECUTABLE : 0) |
-			SYS_PROCMAP_QUERY_VMA_READABLE | SYS_PROCMAP_QUERY_VMA_WRITABLE;
-
-	if (e->params.owned_only && !proc_mem_is_owned(start, end)) {
-		skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
-		return false;
-	}
-	if (proc_mem_is_stale(start, end)) {
-		skip_all(f, SAMEPAGE_REASON_CHANGED);
-		return false;
-	}
-	if (!e->have_procmap_query)
-		return true;
-	if (sys->procmap_query(e->maps_fd, &q) < 0 || q.vma_start > start || q.vma_end < end ||
-	    q.inode || (q.vma_flags & 0xf) != want) {
-		skip_all(f, SAMEPAGE_REASON_VANISHED);
-		return false;
-	}
-	return true;
-}
-
 /* --- 3: out to staging ---------------------------------------------------- */
 
 /* Why did the kernel not move this page? */
@@ -344,12 +163,12 @@ static int map_run(struct freeze *f, const struct core_plan_run *run, uint32_t f
 		return p < 0 ? (int)p : 0;
 	}
 	/* The run that the advice was given to is not this one any more: next time. */
-	if (f->c->odd & ADVISED)
+	if (f->c->odd & PROC_ODD_CARRIED)
 		return -EAGAIN;
 	fd = proc_segments_fd(f->e, run->slot, &offset);
 	if (fd < 0)
 		return fd;
-	p = sys->mmap(page_at(f, first), bytes, f->c->prot, run_flags(f) | MAP_FIXED, fd,
+	p = sys->mmap(page_at(f, first), bytes, f->c->prot, proc_prepare_run_flags(f) | MAP_FIXED, fd,
 		      (off_t)offset);
 	return p < 0 ? (int)p : 0;
 }
@@ -357,7 +176,7 @@ static int map_run(struct freeze *f, const struct core_plan_run *run, uint32_t f
 static void map_runs(struct freeze *f)
 {
 	struct core_plan_run *runs = f->e->work->runs;
-	size_t n = plan_runs(f);
+	size_t n = proc_prepare_runs(f);
 
 	for (size_t r = 0; r < n; r++) {
 		uint32_t first = f->lo + runs[r].first;
@@ -419,19 +238,6 @@ static void thaw(struct freeze *f)
 		proc_freeze_pause();
 }
 
-/* Long runs that came to nothing, wholly or in part. */
-static void drop_premaps(struct freeze *f)
-{
-	struct proc_work *w = f->e->work;
-
-	for (uint32_t i = f->lo; i < f->hi; i++) {
-		if (!w->premap[i])
-			continue;
-		sys->munmap(w->premap[i], bytes_of(f, w->premap_pages[i]));
-		w->premap[i] = NULL;
-	}
-}
-
 static void drop_staged(struct freeze *f)
 {
 	/* One call over all of it: what was not staged is not there. */
@@ -447,7 +253,7 @@ static void freeze_map_thaw(struct freeze *f)
 				     UFFDIO_REGISTER_MODE_MISSING);
 
 	if (err < 0) {
-		skip_all(f, err == -EBUSY    ? SAMEPAGE_REASON_UFFD_BUSY
+		proc_prepare_skip_all(f, err == -EBUSY    ? SAMEPAGE_REASON_UFFD_BUSY
 			    : err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY
 					     : SAMEPAGE_REASON_FAILED);
 		return;
@@ -470,27 +276,28 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 			    .staged = e->work->staged };
 
 	memset(f.staged, 0, PROC_CHUNK_PAGES);
-	fetch_slots(&f);
-	if (!narrow(&f))
+	proc_prepare_slots(&f);
+	if (!proc_prepare_narrow(&f))
 		return;
-	keep_budget(&f);
+	proc_prepare_budget(&f);
 	f.staging = proc_staging_for(e, c->prot);
 	if (!f.staging) {
-		skip_all(&f, SAMEPAGE_REASON_NO_MEMORY);
+		proc_prepare_skip_all(&f, SAMEPAGE_REASON_NO_MEMORY);
 		return;
 	}
 	proc_mem_lock_engine();
-	if (!still_ours(&f)) {
+	if (!proc_prepare_still_ours(&f)) {
 		proc_mem_unlock_engine();
 		return;
 	}
 	memset(e->work->premap, 0, sizeof(e->work->premap));
-	find_bytes(&f);
+	proc_prepare_bytes(&f);
 	/* Noted first: a hull that says too much is safe. */
 	(void)proc_mem_note_merged((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi),
 				   c->odd);
+	proc_origin_forget((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 	freeze_map_thaw(&f);
-	drop_premaps(&f);
+	proc_prepare_drop(&f);
 	proc_mem_unlock_engine();
 	drop_staged(&f);
 }

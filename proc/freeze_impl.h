@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One freeze, as freeze.c and putback.c share it. */
+/* One commit, with a freeze or without, as prepare.c, freeze.c, putback.c and still.c share it. */
 #ifndef SAMEPAGE_PROC_FREEZE_IMPL_H
 #define SAMEPAGE_PROC_FREEZE_IMPL_H
 
@@ -29,6 +29,23 @@ static inline size_t bytes_of(const struct freeze *f, uint32_t pages)
 {
 	return (size_t)pages << f->e->page_shift;
 }
+
+/* prepare.c */
+void proc_prepare_skip_all(struct freeze *f, enum samepage_reason why);
+/* Can the slot of each planned page be had? Fetches its segment. */
+void proc_prepare_slots(struct freeze *f);
+/* Narrow [lo, hi) to what is planned; false: nothing is. */
+bool proc_prepare_narrow(struct freeze *f);
+size_t proc_prepare_runs(struct freeze *f); /* into work->runs */
+int proc_prepare_run_flags(const struct freeze *f);
+/* I8: give up the runs that the mapping budget has no room for. */
+void proc_prepare_budget(struct freeze *f);
+/* Lock held. Is [lo, hi) still the mapping that was looked at, ours to merge? */
+bool proc_prepare_still_ours(struct freeze *f);
+/* Lock held. Where the slots' bytes can be compared: work->bytes, work->premap. */
+void proc_prepare_bytes(struct freeze *f);
+/* Mappings made beforehand that came to nothing. */
+void proc_prepare_drop(struct freeze *f);
 
 /* putback.c */
 void proc_freeze_pause(void); /* about a millisecond */

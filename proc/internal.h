@@ -55,6 +55,16 @@ enum proc_mode {
 	PROC_MODE_SYNC,      /* promote at once */
 };
 
+/*
+ * Pages on hold (hold.c): a pipe that can keep references to `pages` of them; 0: not
+ * set up.
+ */
+struct proc_hold {
+	unsigned pages;
+	int pipe[2];
+	int mem_fd; /* /proc/self/mem */
+};
+
 /* A segment of the store, as this client holds it. */
 struct proc_segment {
 	int fd; /* -1: not fetched */
@@ -102,6 +112,8 @@ enum proc_call_kind {
 struct proc_call {
 	enum proc_call_kind kind;
 	uint64_t start, end;
+	uint32_t want; /* enum proc_want */
+	pid_t caller;  /* the thread that waits, with all signals blocked */
 	struct samepage_result result;
 	struct samepage_stats stats;
 	int error;
@@ -133,6 +145,7 @@ struct proc_engine {
 	int uffd; /* -1: no freeze is possible here */
 	int pagemap_fd;
 	int maps_fd; /* for PROCMAP_QUERY */
+	struct proc_hold hold;
 	bool have_procmap_query;
 	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */
 	struct proc_segment *segments;
@@ -156,6 +169,10 @@ static inline bool proc_vma_is_run(const struct sys_vma *vma)
 	return !vma->anonymous && !vma->shared && proc_mem_is_store_name(vma->name);
 }
 
+/* mem.c: for range sets; where our own static data is */
+void proc_mem_find_own_data(int maps_fd);
+void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
+
 /* arena.c: memory of our own, excluded from merging */
 void *proc_arena_alloc(size_t bytes);
 void proc_arena_free(void *ptr, size_t bytes);
@@ -173,9 +190,12 @@ void proc_segments_forget(struct proc_engine *e); /* in a forked child: they are
 void proc_segments_offer(struct proc_engine *e);  /* to a new broker, then close all */
 void proc_segments_trim(struct proc_engine *e);   /* close those without a mapping */
 
-/* pass.c: merge [start, end) of this process; *gap: part of it was not mapped */
+/*
+ * pass.c: merge [start, end) of this process; *gap: part of it was not mapped.
+ * call: whose it is, NULL: the engine's own pass.
+ */
 void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum proc_mode mode,
-		     struct samepage_result *res, bool *gap);
+		     const struct proc_call *call, struct samepage_result *res, bool *gap);
 /* All that the handle may merge on its own. */
 void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res);
 uint64_t proc_pass_count_present(struct proc_engine *e, uint64_t start, uint64_t end);
@@ -185,6 +205,9 @@ int proc_pass_flush_tags(struct proc_engine *e);
  * Whoever changes a decision later writes it into the plan; pass.c counts from
  * there when the chunk is done, so that every page is counted once (I9). */
 struct proc_chunk {
+	const struct sys_vma *vma; /* as the pass saw it */
+	bool owned; /* only what is owned, looked at again under the lock */
+	bool still; /* nobody can write it: no freeze (still.c) */
 	uint64_t base;  /* address of plan[0], aligned to the chunk's size */
 	uint32_t first; /* pages [first, end) of it are looked at */
 	uint32_t end;
@@ -199,6 +222,31 @@ static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason
 	p->kind = CORE_PLAN_SKIP;
 	p->reason = why;
 }
+
+/* hold.c */
+int proc_hold_open(struct proc_hold *h, unsigned pages);
+void proc_hold_close(struct proc_hold *h);
+/*
+ * Put the private mapping at `from` in the place of [to, to + pages), if and as far as
+ * both hold the same bytes: how many pages, or -errno (then nothing changed). room: for
+ * 2 * h->pages pages. *rewritten: pages that somebody wrote in that very moment; they
+ * have what he wrote. Lock held.
+ */
+int proc_hold_replace(struct proc_hold *h, uint8_t *room, const uint8_t *from, uint8_t *to,
+		      unsigned pages, unsigned *rewritten);
+
+/* still.c: carry out work->plan where nobody can write */
+void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
+		       struct samepage_result *res);
+
+/*
+ * quiet.c: the thread `caller` waits with its signals blocked. Is it the only one that
+ * could write to this process's memory, devices included?
+ */
+bool proc_quiet(struct proc_engine *e, pid_t caller);
+
+/* A process that shares its memory with another is never quiet. */
+void proc_quiet_never(void);
 
 /* staging.c */
 struct proc_staging *proc_staging_for(struct proc_engine *e, int prot); /* NULL: no memory */

@@ -59,13 +59,14 @@ static uint32_t read_batch(struct proc_engine *e, const struct proc_chunk *c, ui
 	return got < 0 ? 0 : (uint32_t)((size_t)got >> e->page_shift);
 }
 
-static void hash_page(struct proc_engine *e, uint32_t i)
+static void hash_page(struct proc_engine *e, const struct proc_chunk *c, uint32_t i)
 {
 	const uint8_t *bytes = ring_page(e, i);
 	uint64_t hash = core_hash_page(bytes, e->page_bytes, e->link->index.header->seed);
 
 	e->work->tag[i] = core_hash_tag(hash);
-	if (hash == e->zero_hash && core_page_is_zero(bytes, e->page_bytes)) {
+	/* Under a file's mapping a hole is not zeros. */
+	if (!c->still && hash == e->zero_hash && core_page_is_zero(bytes, e->page_bytes)) {
 		e->work->plan[i].kind = CORE_PLAN_ZERO;
 		return;
 	}
@@ -198,7 +199,7 @@ static void look_region(struct proc_engine *e, const struct proc_chunk *c, uint3
 			promote(e, res);
 		got = read_batch(e, c, i, want);
 		for (uint32_t k = i; k < i + got; k++)
-			hash_page(e, k);
+			hash_page(e, c, k);
 		lookup_batch(e, c, i, i + got);
 		i += got;
 		if (got < want) {

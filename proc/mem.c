@@ -19,9 +19,7 @@ static _Atomic uint32_t mem_lock_word;
 static _Atomic uint32_t forking; /* threads between fork_begins and fork_ends; futex */
 static unsigned passes;          /* under way, of all engines */
 
-static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
-
-#define EMPTY_SET { .realloc = sets_realloc }
+#define EMPTY_SET { .realloc = proc_mem_sets_realloc }
 static struct core_rangeset owned = EMPTY_SET;
 static struct core_rangeset hull = EMPTY_SET;
 static struct core_rangeset stale = EMPTY_SET;
@@ -38,8 +36,9 @@ static struct {
 static unsigned excluded_count;
 static _Atomic uint32_t excluded_lock;
 
-extern char __bss_start[] __attribute__((visibility("hidden")));
 extern char _end[] __attribute__((visibility("hidden")));
+/* Where the writable part of this module's file is mapped; an engine looks it up. */
+static _Atomic uint64_t own_data_start;
 
 static uint64_t page_down(uint64_t addr)
 {
@@ -52,7 +51,7 @@ static uint64_t page_up(uint64_t addr)
 }
 
 /* Straight from the kernel, page-rounded; never through an interposed call. */
-static void *sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
+void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 {
 	size_t old_len = page_up(old_bytes), new_len = page_up(new_bytes);
 	intptr_t p;
@@ -165,9 +164,9 @@ void proc_mem_fork_child(void)
 	if (!torn)
 		return;
 	/* Their memory is left behind: what it says of itself may be wrong. */
-	core_rangeset_init(&owned, sets_realloc);
-	core_rangeset_init(&hull, sets_realloc);
-	core_rangeset_init(&stale, sets_realloc);
+	core_rangeset_init(&owned, proc_mem_sets_realloc);
+	core_rangeset_init(&hull, proc_mem_sets_realloc);
+	core_rangeset_init(&stale, proc_mem_sets_realloc);
 	hull_everything = stale_everything = true;
 }
 
@@ -231,6 +230,7 @@ void proc_mem_release(uint64_t start, uint64_t end)
 	core_rangeset_remove_or_forget(&owned, start, end);
 	/* Staying in the hull is safe: discarding asks the kernel what is there. */
 	(void)core_rangeset_remove(&hull, start, end);
+	proc_origin_forget(start, end);
 	/* What a pass read about this range no longer holds. */
 	proc_mem_touched(start, end);
 }
@@ -336,7 +336,7 @@ void proc_mem_pass_begins(void)
 	/* Another engine's pass still needs to know what changed since it began. */
 	if (passes++ == 0) {
 		core_rangeset_free(&stale);
-		core_rangeset_init(&stale, sets_realloc);
+		core_rangeset_init(&stale, proc_mem_sets_realloc);
 		stale_everything = false;
 	}
 	if (before_pass)
@@ -423,6 +423,17 @@ static void first_overlap(uint64_t start, uint64_t end, uint64_t lo, uint64_t hi
 	}
 }
 
+void proc_mem_find_own_data(int maps_fd)
+{
+	/* In .data, for it is not zero. */
+	uint64_t at = page_down((uintptr_t)&owned);
+	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = at };
+
+	if (sys->procmap_query(maps_fd, &q) == 0 && (q.vma_flags & SYS_PROCMAP_QUERY_VMA_WRITABLE))
+		at = q.vma_start;
+	atomic_store(&own_data_start, at);
+}
+
 bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_t *ex_end)
 {
 	*ex_start = UINT64_MAX;
@@ -431,7 +442,7 @@ bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_
 	for (unsigned i = 0; i < excluded_count; i++)
 		first_overlap(start, end, excluded[i].start, excluded[i].end, ex_start, ex_end);
 	proc_unlock(&excluded_lock);
-	first_overlap(start, end, page_down((uintptr_t)__bss_start), page_up((uintptr_t)_end),
-		      ex_start, ex_end);
+	first_overlap(start, end, atomic_load(&own_data_start), page_up((uintptr_t)_end), ex_start,
+		      ex_end);
 	return *ex_start != UINT64_MAX;
 }

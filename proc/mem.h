@@ -46,6 +46,9 @@ enum proc_odd {
 	PROC_ODD_MERGEABLE = 1u << 5,
 };
 
+/* What a mapping of a slot can carry as well, and a program would miss. */
+#define PROC_ODD_CARRIED (PROC_ODD_DONTFORK | PROC_ODD_DONTDUMP)
+
 struct proc_mem_guard {
 	sigset_t saved;
 };
@@ -130,8 +133,30 @@ bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_
 #define PROC_DISCARD_ADVICE 4 /* MADV_DONTNEED */
 int proc_mem_discard(uint64_t start, uint64_t end, int advice);
 /* Private copies of everything merged in the range. Lock held; any thread.
- * 0, -ENOMEM, -EACCES (a mapping is not writable now). *pages counts. */
+ * 0, -ENOMEM, -EACCES (a mapping is not readable now). *pages counts. */
 int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages);
+/*
+ * origin.c: what was there before pages of a file were merged, so that discarding
+ * shows the file's bytes again. Lock held by the callers of all of these.
+ */
+struct sys_vma;
+/* Remember, for the whole of vma, whose file fd is. 0, -ESTALE (another file), -ENOMEM. */
+int proc_origin_keep(const struct sys_vma *vma, int fd, int maps_fd);
+bool proc_origin_kept(const struct sys_vma *vma, uint64_t start, uint64_t end);
+void proc_origin_forget(uint64_t start, uint64_t end);
+bool proc_origin_any(uint64_t start, uint64_t end);
+/* How much from `start` on has one origin (*known), or none; at most up to `end`. */
+uint64_t proc_origin_span(uint64_t start, uint64_t end, bool *known);
+/* A new mapping of the file's part that belongs at start, somewhere: or -errno. */
+intptr_t proc_origin_copy(uint64_t start, uint64_t bytes);
+/*
+ * Ordinary private memory again, with the same bytes: anonymous, or of the file that it
+ * was. Mappings that are not readable stay: -EACCES. *pages counts.
+ */
+int proc_mem_home(uint64_t start, uint64_t end, int prot, uint64_t *pages);
+/* The same for what was a file's in the range, wherever it is merged. */
+int proc_mem_files_home(uint64_t start, uint64_t end);
+
 /* Is part of the range not mapped? */
 bool proc_mem_has_gap(uint64_t start, uint64_t end);
 

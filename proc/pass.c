@@ -3,9 +3,9 @@
  * One pass: from an address range to chunks, mapping by mapping.
  *
  * The mappings are read from /proc/self/smaps (only smaps tells the VMA flags);
- * what is not private anonymous memory, or carries a flag, a
- * policy or a key that could not be kept, is declined as a whole, with its
- * reason (I5, I9). What is suitable is cut into chunks at multiples of the chunk
+ * what is not private memory, can be neither frozen (freeze.c) nor taken for still
+ * (still.c), or carries a flag, a policy or a key that could not be kept, is declined as
+ * a whole, with its reason (I5, I9). What is suitable is cut into chunks at multiples of the chunk
  * size in the address space, looked at (look.c) and committed (freeze.c). Every
  * present page ends up counted exactly once: the plan of its chunk is the only
  * place where that is decided.
@@ -27,6 +27,8 @@ struct pass {
 	struct proc_engine *e;
 	uint64_t start, end;
 	enum proc_mode mode;
+	const struct proc_call *call; /* NULL: the engine's own pass */
+	enum { UNKNOWN, QUIET, BUSY } quiet; /* asked once, and only if it matters */
 	struct samepage_result *res;
 	uint64_t cursor; /* mapped up to here so far */
 	bool gap;
@@ -79,15 +81,15 @@ static void decline(struct pass *p, uint64_t start, uint64_t end, enum samepage_
 	core_result_decline(p->res, why, pages);
 }
 
-/* Store mappings: what still maps its slot, and what was written since. */
-static void count_merged(struct pass *p, uint64_t start, uint64_t end)
+/* Store mappings: what still maps its slot; how many pages were written since. */
+static uint64_t count_merged(struct pass *p, uint64_t start, uint64_t end)
 {
 	uint64_t pages = (end - start) >> p->e->page_shift;
 	uint64_t broken = proc_pass_count_present(p->e, start, end);
 
-	p->res->pages_looked += pages;
+	p->res->pages_looked += pages - broken;
 	p->res->pages_already += pages - broken;
-	core_result_decline(p->res, SAMEPAGE_REASON_VMA_KIND, broken);
+	return broken;
 }
 
 static void account(struct pass *p, const struct proc_chunk *c)
@@ -109,6 +111,16 @@ static void account(struct pass *p, const struct proc_chunk *c)
 
 /* --- chunks --------------------------------------------------------------- */
 
+static void look_and_commit(struct pass *p, const struct proc_chunk *c)
+{
+	if (!proc_look(p->e, c, p->res))
+		return;
+	if (c->still)
+		proc_still_commit(p->e, c, p->res);
+	else
+		proc_freeze_commit(p->e, c, p->res);
+}
+
 /* Tags collide at the rate of slots / 2^32: such pages get a second, exact look. */
 static void merge_collided(struct pass *p, const struct proc_chunk *c)
 {
@@ -122,30 +134,24 @@ static void merge_collided(struct pass *p, const struct proc_chunk *c)
 		collided[i] = 0;
 		one.first = i;
 		one.end = i + 1;
-		if (proc_look(p->e, &one, p->res))
-			proc_freeze_commit(p->e, &one, p->res);
+		look_and_commit(p, &one);
 	}
 }
 
-static void merge_span(struct pass *p, uint64_t start, uint64_t end, int prot, uint32_t odd)
+static void merge_span(struct pass *p, uint64_t start, uint64_t end, const struct proc_chunk *how)
 {
 	uint64_t chunk_bytes = (uint64_t)PROC_CHUNK_PAGES << p->e->page_shift;
 
 	while (start < end) {
 		uint64_t base = start & ~(chunk_bytes - 1);
 		uint64_t until = base + chunk_bytes < end ? base + chunk_bytes : end;
-		struct proc_chunk c = {
-			.base = base,
-			.first = (uint32_t)((start - base) >> p->e->page_shift),
-			.end = (uint32_t)((until - base) >> p->e->page_shift),
-			.prot = prot,
-			.odd = odd,
-			.mode = p->mode,
-		};
+		struct proc_chunk c = *how;
 
+		c.base = base;
+		c.first = (uint32_t)((start - base) >> p->e->page_shift);
+		c.end = (uint32_t)((until - base) >> p->e->page_shift);
 		p->e->work->collisions = 0;
-		if (proc_look(p->e, &c, p->res))
-			proc_freeze_commit(p->e, &c, p->res);
+		look_and_commit(p, &c);
 		if (p->e->work->collisions)
 			merge_collided(p, &c);
 		account(p, &c);
@@ -154,26 +160,28 @@ static void merge_span(struct pass *p, uint64_t start, uint64_t end, int prot, u
 }
 
 /* Leave out what is the library's own. */
-static void merge_unexcluded(struct pass *p, uint64_t start, uint64_t end, int prot, uint32_t odd)
+static void merge_unexcluded(struct pass *p, uint64_t start, uint64_t end,
+			     const struct proc_chunk *how)
 {
 	uint64_t ex_start, ex_end;
 
 	while (start < end && proc_mem_excluded(start, end, &ex_start, &ex_end)) {
 		if (ex_start > start)
-			merge_span(p, start, ex_start, prot, odd);
+			merge_span(p, start, ex_start, how);
 		ex_end = ex_end < end ? ex_end : end;
 		decline(p, ex_start > start ? ex_start : start, ex_end, SAMEPAGE_REASON_EXCLUDED);
 		start = ex_end;
 	}
 	if (start < end)
-		merge_span(p, start, end, prot, odd);
+		merge_span(p, start, end, how);
 }
 
 /* In the background only what somebody vouches for. */
-static void merge_owned(struct pass *p, uint64_t start, uint64_t end, int prot, uint32_t odd)
+static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const struct proc_chunk *how)
 {
 	struct core_range *owned = p->e->work->owned;
-	uint32_t need = p->e->params.advised_only ? PROC_OWN_ADVISED : 0;
+	/* A call is all the advice it takes. */
+	uint32_t need = p->e->params.advised_only && !p->call ? PROC_OWN_ADVISED : 0;
 
 	while (start < end) {
 		size_t n;
@@ -189,7 +197,7 @@ static void merge_owned(struct pass *p, uint64_t start, uint64_t end, int prot, 
 			if (owned[i].start > start)
 				decline(p, start, owned[i].start, SAMEPAGE_REASON_NOT_OWNED);
 			merge_unexcluded(p, owned[i].start > start ? owned[i].start : start, until,
-					 prot, odd);
+					 how);
 			start = until;
 		}
 		if (n < PROC_OWNED_MAX || owned[n - 1].start >= end)
@@ -211,30 +219,85 @@ static uint32_t odd_flags(uint64_t vmf)
 	       (vmf & SYS_VMF(mg) ? PROC_ODD_MERGEABLE : 0);
 }
 
-/* Why this mapping as a whole cannot be merged, or SAMEPAGE_REASON_COUNT. */
-static enum samepage_reason vma_obstacle(struct proc_engine *e, const struct sys_vma *v)
+/* Flags and policies that the new mapping would not have. */
+static enum samepage_reason flags_obstacle(const struct sys_vma *v)
 {
 	int policy = 0;
 
-	if (!v->anonymous || v->shared)
-		return SAMEPAGE_REASON_VMA_KIND;
 	if (v->flags & (SYS_VMF(um) | SYS_VMF(uw) | SYS_VMF(ui)))
 		return SAMEPAGE_REASON_UFFD_BUSY;
 	if (v->stack || (v->flags & ~(uint64_t)FLAGS_KEPT))
 		return SAMEPAGE_REASON_VMA_FLAGS;
-	if ((v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
-		return SAMEPAGE_REASON_PROTECTION;
 	/* MPOL_DEFAULT is 0; a kernel without NUMA says ENOSYS. */
 	if (v->pkey ||
 	    (sys->get_mempolicy_at((void *)(uintptr_t)v->start, &policy) == 0 && policy != 0))
 		return SAMEPAGE_REASON_POLICY;
-	if (e->uffd < 0)
-		return SAMEPAGE_REASON_NO_FREEZE;
 	return SAMEPAGE_REASON_COUNT;
+}
+
+/* Is nobody else there who could write to memory during this call? */
+static bool quiet(struct pass *p)
+{
+	if (p->quiet == UNKNOWN)
+		p->quiet = (p->call->want & PROC_WANT_QUIET) || proc_quiet(p->e, p->call->caller)
+				   ? QUIET
+				   : BUSY;
+	return p->quiet == QUIET;
+}
+
+/* Is it, or was it before it was merged, a mapping of a file? */
+static bool of_a_file(const struct sys_vma *v)
+{
+	bool known = !v->anonymous;
+
+	if (proc_vma_is_run(v)) {
+		proc_mem_lock_engine();
+		proc_origin_span(v->start, v->end, &known);
+		proc_mem_unlock_engine();
+	}
+	return known;
+}
+
+/*
+ * Which way is this mapping merged: c->still, or by freezing; or why not at all. Only a
+ * caller asks for what no freeze protects (still.c says when that is right).
+ */
+static enum samepage_reason kind_obstacle(struct pass *p, const struct sys_vma *v,
+					  struct proc_chunk *c)
+{
+	bool file = !v->anonymous && v->inode != 0;
+
+	if (v->shared || (!v->anonymous && !file) || (file && !p->call && !proc_vma_is_run(v)))
+		return SAMEPAGE_REASON_VMA_KIND;
+	if (!(v->prot & PROT_READ))
+		return SAMEPAGE_REASON_PROTECTION;
+	if (v->prot & PROT_WRITE) {
+		c->still = file || p->e->uffd < 0;
+		if (!c->still)
+			return SAMEPAGE_REASON_COUNT;
+		if (p->call && quiet(p))
+			return SAMEPAGE_REASON_COUNT;
+		return file ? SAMEPAGE_REASON_WRITABLE : SAMEPAGE_REASON_NO_FREEZE;
+	}
+	c->still = true;
+	return p->call && (v->prot & PROT_EXEC || of_a_file(v)) ? SAMEPAGE_REASON_COUNT
+								  : SAMEPAGE_REASON_PROTECTION;
+}
+
+/* May the range go away in the middle, for all that we know? Then only what is owned. */
+static bool owned_only(struct pass *p, const struct sys_vma *v)
+{
+	if (!p->e->params.owned_only || (p->call && (p->call->want & PROC_WANT_CONTRACT)))
+		return false;
+	/* A caller who is alone cannot unmap what he asks us to merge; and who unloads a
+	 * library while another thread merges it would run into the hole by himself. */
+	return !p->call || (v->anonymous && !quiet(p));
 }
 
 static void pass_vma(struct pass *p, const struct sys_vma *v)
 {
+	struct proc_chunk how = { .vma = v, .prot = v->prot, .odd = odd_flags(v->flags),
+				  .mode = p->mode };
 	uint64_t start = v->start > p->cursor ? v->start : p->cursor;
 	uint64_t end = v->end < p->end ? v->end : p->end;
 	enum samepage_reason why;
@@ -242,18 +305,21 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 	if (start > p->cursor)
 		p->gap = true;
 	p->cursor = end;
-	if (proc_vma_is_run(v)) {
-		count_merged(p, start, end);
+	if (proc_vma_is_run(v) && count_merged(p, start, end) == 0)
+		return;
+	/* LOOK asks for no freeze and no policy, but must not see what MERGE will skip. */
+	why = kind_obstacle(p, v, &how);
+	if (why == SAMEPAGE_REASON_COUNT)
+		why = flags_obstacle(v);
+	if (why != SAMEPAGE_REASON_COUNT) {
+		decline(p, start, end, why);
 		return;
 	}
-	/* LOOK asks for no freeze and no policy, but must not see what MERGE will skip. */
-	why = vma_obstacle(p->e, v);
-	if (why != SAMEPAGE_REASON_COUNT)
-		decline(p, start, end, why);
-	else if (p->e->params.owned_only)
-		merge_owned(p, start, end, v->prot, odd_flags(v->flags));
+	how.owned = owned_only(p, v);
+	if (how.owned)
+		merge_owned(p, start, end, &how);
 	else
-		merge_unexcluded(p, start, end, v->prot, odd_flags(v->flags));
+		merge_unexcluded(p, start, end, &how);
 }
 
 /*
@@ -279,10 +345,10 @@ static int64_t map_count(struct proc_engine *e)
 }
 
 void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum proc_mode mode,
-		     struct samepage_result *res, bool *gap)
+		     const struct proc_call *call, struct samepage_result *res, bool *gap)
 {
-	struct pass p = { .e = e, .start = start, .end = end, .mode = mode, .res = res,
-			  .cursor = start };
+	struct pass p = { .e = e, .start = start, .end = end, .mode = mode, .call = call,
+			  .res = res, .cursor = start };
 	uint64_t wall = sys_now_usec(), cpu = sys_thread_cpu_usec();
 	int64_t vmas_before = map_count(e);
 	int64_t max = sys_read_number("/proc/sys/vm/max_map_count"), vmas_after;
@@ -324,7 +390,7 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 
 void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res)
 {
-	proc_pass_range(e, 0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), mode, res, NULL);
+	proc_pass_range(e, 0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), mode, NULL, res, NULL);
 }
 
 int proc_pass_flush_tags(struct proc_engine *e)
