@@ -29,10 +29,14 @@ static uint64_t sets_bytes;
 static void (*before_pass)(void);
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
+#define EXCLUDED_FEW 16
 #define EXCLUDED_MAX 256
-static struct {
+struct excluded {
 	uint64_t start, end;
-} excluded[EXCLUDED_MAX];
+};
+/* Small while that is enough: static memory is a private copy in every process. */
+static struct excluded excluded_few[EXCLUDED_FEW];
+static struct excluded *excluded = excluded_few;
 static unsigned excluded_count;
 static _Atomic uint32_t excluded_lock;
 
@@ -385,12 +389,32 @@ uint64_t proc_mem_own_bytes(void)
 
 /* --- excluded ------------------------------------------------------------- */
 
+static bool room_to_exclude(void)
+{
+	intptr_t p;
+
+	if (excluded_count < EXCLUDED_FEW)
+		return true;
+	if (excluded != excluded_few)
+		return excluded_count < EXCLUDED_MAX;
+	p = sys->mmap(NULL, page_up(EXCLUDED_MAX * sizeof(*excluded)), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p < 0)
+		return false;
+	memcpy((void *)p, excluded_few, sizeof(excluded_few));
+	excluded = (struct excluded *)p;
+	/* The list itself is ours, too; kept for good. */
+	excluded[excluded_count].start = (uint64_t)p;
+	excluded[excluded_count++].end = (uint64_t)p + page_up(EXCLUDED_MAX * sizeof(*excluded));
+	return true;
+}
+
 int proc_mem_exclude(const void *addr, size_t bytes)
 {
 	int err = -ENOMEM;
 
 	proc_lock(&excluded_lock);
-	if (excluded_count < EXCLUDED_MAX) {
+	if (room_to_exclude()) {
 		excluded[excluded_count].start = page_down((uintptr_t)addr);
 		excluded[excluded_count].end = page_up((uintptr_t)addr + bytes);
 		excluded_count++;
