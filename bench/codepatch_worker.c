@@ -7,7 +7,7 @@
  * page is then a private copy. Then the advice, and then it sleeps.
  *
  * It does as little else as it can, for its own memory is what all arms have in
- * common: no stdio, no malloc. With WITH_LIBRARY it is linked to libsamepage.
+ * common: no stdio, and of malloc just so much that there is a heap, as in `sleep`. With WITH_LIBRARY it is linked to libsamepage.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -33,6 +33,7 @@
 
 static struct cp_control *control;
 static struct cp_worker *self;
+static void *volatile heap;
 
 struct text {
 	uint8_t *start;
@@ -160,6 +161,7 @@ static void one_process(unsigned number)
 	struct text t = { .page_bytes = (size_t)sysconf(_SC_PAGESIZE) };
 
 	self = &control->worker[number];
+	heap = malloc(1000);
 	atomic_store(&self->pid, getpid());
 	dl_iterate_phdr(each_object, &t);
 	if (!t.start)

@@ -54,21 +54,59 @@ static uint64_t page_up(uint64_t addr)
 	return page_down(addr + sys_page_bytes() - 1);
 }
 
-/* Straight from the kernel, page-rounded; never through an interposed call. */
+/*
+ * Sets begin in small pieces of static memory, which share a page with the rest of
+ * it: with a mapping for each, every process would have a page for each, and as many
+ * page tables where they happen to lie. Larger ones come straight from the kernel,
+ * page-rounded; never through an interposed call.
+ */
+#define SMALL_BYTES (16 * sizeof(struct core_range))
+#define SMALL_COUNT 4u
+static struct core_range small_sets[SMALL_COUNT][SMALL_BYTES / sizeof(struct core_range)];
+static bool small_taken[SMALL_COUNT];
+
+static void *small_take(void)
+{
+	for (unsigned i = 0; i < SMALL_COUNT; i++)
+		if (!small_taken[i]) {
+			small_taken[i] = true;
+			return small_sets[i];
+		}
+	return NULL;
+}
+
+static bool is_small(const void *ptr)
+{
+	return (uintptr_t)ptr >= (uintptr_t)small_sets &&
+	       (uintptr_t)ptr < (uintptr_t)small_sets + sizeof(small_sets);
+}
+
+static void sets_free(void *ptr, size_t bytes)
+{
+	if (is_small(ptr)) {
+		small_taken[((uintptr_t)ptr - (uintptr_t)small_sets) / SMALL_BYTES] = false;
+	} else if (ptr) {
+		sys->munmap(ptr, page_up(bytes));
+		sets_bytes -= page_up(bytes);
+	}
+}
+
 void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 {
-	size_t old_len = page_up(old_bytes), new_len = page_up(new_bytes);
+	bool mapped = ptr && !is_small(ptr);
+	size_t old_len = mapped ? page_up(old_bytes) : 0, new_len = page_up(new_bytes);
+	void *small = !ptr && new_bytes && new_bytes <= SMALL_BYTES ? small_take() : NULL;
 	intptr_t p;
 
-	if (ptr && new_len == old_len)
-		return ptr;
+	if (small)
+		return small;
 	if (new_bytes == 0) {
-		if (ptr)
-			sys->munmap(ptr, old_len);
-		sets_bytes -= old_len;
+		sets_free(ptr, old_bytes);
 		return NULL;
 	}
-	if (ptr)
+	if (mapped && new_len == old_len)
+		return ptr;
+	if (mapped)
 		p = sys->mremap(ptr, old_len, new_len, MREMAP_MAYMOVE, NULL);
 	else
 		p = sys->mmap(NULL, new_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -76,6 +114,10 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 	if (p < 0)
 		return NULL;
 	sets_bytes += new_len - old_len;
+	if (ptr && !mapped) {
+		memcpy((void *)p, ptr, old_bytes < new_bytes ? old_bytes : new_bytes);
+		sets_free(ptr, old_bytes);
+	}
 	return (void *)p;
 }
 
