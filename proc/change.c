@@ -250,6 +250,9 @@ int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 			err = plain(at, c.vma[i].start, advice);
 			if (err < 0)
 				result = err;
+			/* Lazy freeing is for anonymous memory; the kernel stops there as well. */
+			if (advice == MADV_FREE && proc_origin_any(c.vma[i].start, c.vma[i].end))
+				return -EINVAL;
 			err = ask_kernel(&c.vma[i], advice);
 			if (err < 0)
 				return err;

@@ -435,6 +435,9 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	int err;
 
 	if (atomic_load(&e->state) == PROC_DEAD) {
+		/* The shim starts threads at fork only, where libc has put itself in order. */
+		if (e->params.owned_only)
+			return -ENOTCONN;
 		err = proc_engine_revive(e);
 		if (err < 0)
 			return err;

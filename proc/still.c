@@ -76,11 +76,48 @@ static int open_by_name(struct proc_engine *e, const struct sys_vma *v)
 	return sys->open(e->work->count_buf, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
 }
 
+/* Does q continue v: the same file, the same distance of address and offset? */
+static bool continues(const struct sys_vma *v, const struct sys_procmap_query *q)
+{
+	return !(q->vma_flags & SYS_PROCMAP_QUERY_VMA_SHARED) && q->inode == v->inode &&
+	       q->dev_major == v->dev_major && q->dev_minor == v->dev_minor &&
+	       q->vma_offset - q->vma_start == v->offset - v->start;
+}
+
+/*
+ * Patching cuts one mapping of a file into many, which are merged one after another:
+ * what is remembered for the first is good for its neighbours too.
+ */
+#define NEIGHBOURS 64
+
+static void widen(struct proc_engine *e, struct sys_vma *v)
+{
+	for (int n = 0; n < 2 * NEIGHBOURS; n++) {
+		bool up = n < NEIGHBOURS;
+		struct sys_procmap_query q = { .size = sizeof(q),
+					       .query_addr = up ? v->end : v->start - 1 };
+
+		if (sys->procmap_query(e->maps_fd, &q) < 0 || !continues(v, &q)) {
+			if (!up)
+				return;
+			n = NEIGHBOURS - 1;
+			continue;
+		}
+		if (up) {
+			v->end = q.vma_end;
+		} else {
+			v->offset -= v->start - q.vma_start;
+			v->start = q.vma_start;
+		}
+	}
+}
+
 /* A file that cannot be opened again could not be shown again after a discard. */
 static int keep_origin(struct freeze *f)
 {
 	const struct sys_vma *v = f->c->vma;
 	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
+	struct sys_vma wide = *v;
 	int fd, err;
 
 	if (v->anonymous || proc_vma_is_run(v) || proc_origin_kept(v, start, end))
@@ -90,7 +127,8 @@ static int keep_origin(struct freeze *f)
 		fd = open_by_name(f->e, v);
 	if (fd < 0)
 		return fd;
-	err = proc_origin_keep(v, fd, f->e->maps_fd);
+	widen(f->e, &wide);
+	err = proc_origin_keep(&wide, fd, f->e->maps_fd);
 	sys->close(fd);
 	return err;
 }

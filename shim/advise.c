@@ -14,6 +14,8 @@
  *                   longer owned, and the kernel's answer
  *   MERGEABLE, UNMERGEABLE   to us instead of KSM: the ADVISED attribute.
  *                   UNMERGEABLE makes private copies as well
+ *   MERGE (26, the SKSM proposal's)   merged now by the engine; 0, whatever came of it,
+ *                   or ENOMEM for gaps, the rest done
  *   anything else   the kernel's, and touched
  *
  * posix_madvise(POSIX_MADV_DONTNEED) does nothing, in glibc as here.
@@ -29,6 +31,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/raw.h"
 #include "sys/sys.h"
@@ -37,6 +40,7 @@
 #define MADV_DONTNEED_LOCKED 24
 #endif
 #define SHIM_MADV_GUARD_INSTALL 102
+#define SHIM_MADV_MERGE 26
 /* Kernels since 6.14 take these for the caller itself (two values were in use). */
 #define SHIM_PIDFD_SELF_THREAD (-10000)
 #define SHIM_PIDFD_SELF_GROUP (-10001)
@@ -107,7 +111,8 @@ static int remove_advice(void *addr, size_t bytes, const struct shim_range *rang
 {
 	int ret = sys->madvise(addr, bytes, MADV_REMOVE);
 
-	if (ret == -EACCES && proc_mem_maybe_merged(range->start, range->end))
+	if (ret == -EACCES && proc_mem_maybe_merged(range->start, range->end) &&
+	    !proc_origin_any(range->start, range->end))
 		ret = -EINVAL;
 	return ret;
 }
@@ -168,12 +173,37 @@ static bool may_block(int advice)
 	}
 }
 
+/*
+ * What could not be merged (no broker, declined pages) is no error, as the proposal has
+ * it: merging promises nothing. Without the memory lock, which the engine takes.
+ */
+static int merge(const void *addr, size_t bytes)
+{
+	struct proc_engine *engine = shim_engine();
+	struct shim_range range;
+	int ret = -ENOTCONN;
+
+	if (!shim_page_aligned(addr))
+		return -EINVAL;
+	if (bytes == 0)
+		return 0;
+	if (!shim_range_of(addr, bytes, &range))
+		return -EINVAL;
+	if (engine)
+		ret = proc_engine_merge(engine, range.start, range.end, 0, NULL);
+	if (ret == 0 || ret == -ENOMEM)
+		return ret;
+	return proc_mem_has_gap(range.start, range.end) ? -ENOMEM : 0;
+}
+
 int shim_advise(void *addr, size_t bytes, int advice)
 {
 	struct proc_mem_guard guard;
 	struct shim_range range;
 	int ret;
 
+	if (advice == SHIM_MADV_MERGE && shim_is_ready())
+		return merge(addr, bytes);
 	if (may_block(advice) || !shim_is_ready() || !shim_page_aligned(addr) || !shim_range_of(addr, bytes, &range))
 		return sys->madvise(addr, bytes, advice);
 	proc_mem_lock(&guard);

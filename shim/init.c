@@ -34,6 +34,11 @@
 
 static struct proc_engine *engine;
 
+struct proc_engine *shim_engine(void)
+{
+	return engine;
+}
+
 static void complain(const char *what, int err)
 {
 	char text[160];

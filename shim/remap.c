@@ -76,7 +76,11 @@ intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, vo
 		return sys->mremap(old, old_bytes, new_bytes, flags, to);
 	proc_mem_lock(&guard);
 	known = shim_range_of(old, old_bytes, &from);
-	if (known && shim_page_aligned(old) && proc_mem_maybe_merged(from.start, from.end))
+	/* A file's mapping grows into the file, a store's into the store. */
+	if (known && proc_origin_any(from.start, from.end) &&
+	    proc_mem_files_home(from.start, from.end) < 0)
+		ret = -ENOMEM;
+	else if (known && shim_page_aligned(old) && proc_mem_maybe_merged(from.start, from.end))
 		ret = shim_remap_merged(&from, new_bytes, flags, to);
 	else
 		ret = sys->mremap(old, old_bytes, new_bytes, flags, to);

@@ -71,6 +71,9 @@ struct shim_range {
 bool shim_range_of(const void *addr, size_t bytes, struct shim_range *range);
 bool shim_page_aligned(const void *addr);
 
+struct proc_engine;
+struct proc_engine *shim_engine(void); /* init.c; NULL: there is none */
+
 /* State, lock held (state.c). */
 void shim_fresh(const struct shim_range *range);  /* new memory of the program's: own it */
 void shim_forget(const struct shim_range *range); /* unmapped, or something else is there */
