@@ -60,7 +60,7 @@ static uint64_t page_up(uint64_t addr)
  * page tables where they happen to lie. Larger ones come straight from the kernel,
  * page-rounded; never through an interposed call.
  */
-#define SMALL_BYTES (16 * sizeof(struct core_range))
+#define SMALL_BYTES (8 * sizeof(struct core_range))
 #define SMALL_COUNT 4u
 static struct core_range small_sets[SMALL_COUNT][SMALL_BYTES / sizeof(struct core_range)];
 static bool small_taken[SMALL_COUNT];
