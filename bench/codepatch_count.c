@@ -7,7 +7,8 @@
  * shown beside them:
  *
  *   anon      Anonymous of smaps_rollup. A page of KSM's is in it once for each
- *             process that maps it: all but one are taken off again (pages_sharing)
+ *             process that maps it: all but one are taken off again (pages_sharing).
+ *             Forked processes share pages anyway: Pss_Anon, each process's part
  *   shmem     the broker's memfds, by their blocks, each inode once: segments, index,
  *             candidates, rings. The rings are those that the clients map; the broker
  *             has them mapped, too
@@ -195,11 +196,11 @@ static double distinct_frames(const struct cp_control *c, unsigned processes)
 
 /* --- all of it -------------------------------------------------------------- */
 
-static void count_process(struct cp_count *n, pid_t pid)
+static void count_process(struct cp_count *n, pid_t pid, bool forked)
 {
 	double vmas = vmas_of(pid);
 
-	n->anon += bench_smaps(pid, "Anonymous") / page_bytes();
+	n->anon += bench_smaps(pid, forked ? "Pss_Anon" : "Anonymous") / page_bytes();
 	n->tables += bench_page_tables(pid) / page_bytes();
 	n->vmas += vmas;
 	if (vmas > n->vmas_max)
@@ -214,18 +215,18 @@ void cp_count(const struct cp_control *c, unsigned processes, pid_t broker, stru
 	n->whole_tables = bench_meminfo("PageTables") / page_bytes();
 	n->kernel_stacks = bench_meminfo("KernelStack") / page_bytes();
 	for (unsigned i = 0; i < processes; i++)
-		count_process(n, atomic_load(&c->worker[i].pid));
+		count_process(n, atomic_load(&c->worker[i].pid), c->children > 0);
 	if (broker) {
 		struct cp_count own = { 0 };
 
-		count_process(&own, broker);
+		count_process(&own, broker, false);
 		n->anon += own.anon;
 		n->tables += own.tables;
 		n->shmem = shmem_of(broker) / page_bytes();
 		n->vma_slab = own.vmas * vma_bytes() / page_bytes();
 	}
 	if (c->mode == CP_KSM) {
-		n->anon -= (double)bench_ksm_get("pages_sharing");
+		n->anon -= c->children ? 0 : (double)bench_ksm_get("pages_sharing");
 		n->ksm_items = bench_ksm_memory() / page_bytes();
 	}
 	n->vma_slab += n->vmas * vma_bytes() / page_bytes();
