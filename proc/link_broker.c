@@ -10,6 +10,8 @@
  *
  * A lost connection is noticed by whatever call comes next; the link is then
  * disconnected and the engine decides when to try again (I6).
+ *
+ * Between passes (rest, wake) the descriptors stay and the mappings go.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -206,10 +208,24 @@ static int hello(struct broker_link *b)
 }
 
 /*
+ * Far below everything else, if there is room: what the program maps meanwhile would
+ * otherwise come to lie below these many megabytes, where it needs page tables of its
+ * own, and stay there.
+ */
+#define FAR_BYTES (4ull << 30)
+#define FAR_STEP_BYTES (1ull << 30)
+static void *far_from(const struct shared *s, unsigned place)
+{
+	uintptr_t here = (uintptr_t)s & ~(uintptr_t)(sys_page_bytes() - 1);
+
+	return here > 2 * FAR_BYTES ? (void *)(here - FAR_BYTES + place * FAR_STEP_BYTES) : NULL;
+}
+
+/*
  * In the memory lock, for no fork must come between: a child has no business with its
  * parent's ring.
  */
-static int map_shared(struct shared *s, int prot)
+static int map_shared(struct shared *s, unsigned place, int prot)
 {
 	intptr_t p;
 	int err = 0;
@@ -217,7 +233,7 @@ static int map_shared(struct shared *s, int prot)
 	if (s->map)
 		return 0;
 	proc_mem_lock_engine();
-	p = sys->mmap(NULL, s->bytes, prot, MAP_SHARED, s->fd, 0);
+	p = sys->mmap(far_from(s, place), s->bytes, prot, MAP_SHARED, s->fd, 0);
 	if (p >= 0)
 		err = sys->madvise((void *)p, s->bytes, MADV_DONTFORK);
 	if (p >= 0 && err < 0)
@@ -235,8 +251,8 @@ static int link_wake(struct proc_link *link)
 
 	if (link->ring)
 		return 0;
-	if (map_shared(&b->index, PROT_READ) < 0 || map_shared(&b->cand, PROT_READ) < 0 ||
-	    map_shared(&b->ring, PROT_READ | PROT_WRITE) < 0)
+	if (map_shared(&b->index, 0, PROT_READ) < 0 || map_shared(&b->cand, 1, PROT_READ) < 0 ||
+	    map_shared(&b->ring, 2, PROT_READ | PROT_WRITE) < 0)
 		return -ENOMEM;
 	if (core_index_attach(&link->index, b->index.map, b->index.bytes,
 			      (uint32_t)sys_page_bytes()) < 0 ||
