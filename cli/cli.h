@@ -139,7 +139,9 @@ enum cli_program_kind {
 	CLI_PROGRAM_STATIC,
 	CLI_PROGRAM_GO_STATIC,
 	CLI_PROGRAM_GO, /* linked dynamically, but its heap bypasses libc */
+	CLI_PROGRAM_GO_BARE, /* the same without the note by which the library knows it */
 	CLI_PROGRAM_MUSL,
+	CLI_PROGRAM_OTHER_LIBC,
 	CLI_PROGRAM_SECURE, /* setuid, setgid or file capabilities */
 	CLI_PROGRAM_FOREIGN, /* for another machine or word size */
 };

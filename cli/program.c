@@ -110,6 +110,37 @@ static bool is_go_note(int fd, const ElfW(Phdr) *ph)
 	return false;
 }
 
+/* Not all have a build id (-buildid= of the linker); this section tells the rest. */
+static bool has_go_section(int fd, const ElfW(Ehdr) *eh)
+{
+	static const char name[] = ".go.buildinfo";
+	ElfW(Shdr) names, sh;
+
+	if (eh->e_shentsize != sizeof(sh) || eh->e_shstrndx >= eh->e_shnum ||
+	    eh->e_shnum > HEADERS_MAX ||
+	    !read_at(fd, &names, sizeof(names), eh->e_shoff + eh->e_shstrndx * sizeof(sh)))
+		return false;
+	for (unsigned i = 0; i < eh->e_shnum; i++) {
+		char seen[sizeof(name)];
+
+		if (read_at(fd, &sh, sizeof(sh), eh->e_shoff + i * sizeof(sh)) &&
+		    read_at(fd, seen, sizeof(seen), names.sh_offset + sh.sh_name) &&
+		    memcmp(seen, name, sizeof(name)) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What glibc's dynamic linker is called on one machine or another. */
+static bool is_glibc_linker(const char *path)
+{
+	const char *base = strrchr(path, '/');
+
+	base = base ? base + 1 : path;
+	return strncmp(base, "ld-linux", 8) == 0 || strncmp(base, "ld64.so", 7) == 0 ||
+	       strncmp(base, "ld.so", 5) == 0;
+}
+
 static void look_at_headers(struct look *l)
 {
 	for (unsigned i = 0; i < l->nph; i++) {
@@ -146,6 +177,7 @@ static uint16_t own_machine(void)
 static enum cli_program_kind judge_elf(struct look *l, const char *path)
 {
 	const char *base = strrchr(path, '/');
+	bool bare;
 
 	/* Both word sizes have ident and e_machine at the same places. */
 	if (l->eh.e_ident[EI_CLASS] != OWN_CLASS || l->eh.e_machine != own_machine())
@@ -156,13 +188,16 @@ static enum cli_program_kind judge_elf(struct look *l, const char *path)
 	if (!read_at(l->fd, l->ph, l->nph * sizeof(l->ph[0]), l->eh.e_phoff))
 		return CLI_PROGRAM_ORDINARY;
 	look_at_headers(l);
+	bare = !l->go && has_go_section(l->fd, &l->eh);
 	if (strstr(l->interp, "ld-musl"))
 		return CLI_PROGRAM_MUSL;
+	if (l->interp[0] && !is_glibc_linker(l->interp))
+		return CLI_PROGRAM_OTHER_LIBC;
 	if (l->interp[0])
-		return l->go ? CLI_PROGRAM_GO : CLI_PROGRAM_ORDINARY;
+		return l->go ? CLI_PROGRAM_GO : bare ? CLI_PROGRAM_GO_BARE : CLI_PROGRAM_ORDINARY;
 	if (base && strncmp(base, "/ld-linux", 9) == 0)
 		return CLI_PROGRAM_ORDINARY; /* the dynamic linker itself, run by hand */
-	return l->go ? CLI_PROGRAM_GO_STATIC : CLI_PROGRAM_STATIC;
+	return l->go || bare ? CLI_PROGRAM_GO_STATIC : CLI_PROGRAM_STATIC;
 }
 
 /* Does exec change privileges, so that the dynamic linker ignores LD_PRELOAD? */
@@ -242,9 +277,12 @@ const char *cli_program_why(enum cli_program_kind kind)
 	case CLI_PROGRAM_GO_STATIC:
 		return "it is a statically linked Go program, so no library can be loaded into it";
 	case CLI_PROGRAM_GO:
+	case CLI_PROGRAM_GO_BARE:
 		return "it is a Go program, whose heap comes from the kernel and not from libc";
 	case CLI_PROGRAM_MUSL:
 		return "it is linked with musl, and the library needs glibc";
+	case CLI_PROGRAM_OTHER_LIBC:
+		return "its dynamic linker is not glibc's, which the library needs";
 	case CLI_PROGRAM_SECURE:
 		return "it is setuid, setgid or has capabilities, so the dynamic linker loads "
 		       "nothing foreign";
@@ -255,12 +293,20 @@ const char *cli_program_why(enum cli_program_kind kind)
 }
 
 /*
- * In a static program the variable does no harm, and its children may be
- * ordinary ones. A setuid program's linker removes it; musl's linker would refuse
- * to start the program, and that of another word size would complain on stderr.
+ * In a static program the variable does no harm, and its children may be ordinary
+ * ones; in a Go program that libc is part of, the library itself sees where it is and
+ * does nothing. A setuid program's linker removes it; musl's linker would refuse to
+ * start the program, and that of another word size would complain on stderr.
  */
 bool cli_program_may_preload(enum cli_program_kind kind)
 {
-	return kind != CLI_PROGRAM_MUSL && kind != CLI_PROGRAM_FOREIGN &&
-	       kind != CLI_PROGRAM_SECURE;
+	switch (kind) {
+	case CLI_PROGRAM_ORDINARY:
+	case CLI_PROGRAM_STATIC:
+	case CLI_PROGRAM_GO_STATIC:
+	case CLI_PROGRAM_GO:
+		return true;
+	default:
+		return false;
+	}
 }

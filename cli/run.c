@@ -31,6 +31,7 @@ struct run {
 	const char *domain; /* NULL: of the environment */
 	const char *scope;  /* NULL: likewise */
 	bool shared_layout;
+	bool ksm;
 	bool start_broker;
 	const char *socket_path; /* NULL: the usual places */
 	char **command;
@@ -48,6 +49,8 @@ static void usage(FILE *out)
 	      "                               domain in place of one per process; merges far more\n"
 	      "  -b, --broker auto|none|PATH  auto (default): start one if none listens; none:\n"
 	      "                               start none; PATH: the one at this socket\n"
+	      "  -k, --ksm                    the program's calls to KSM (madvise, prctl) go to the\n"
+	      "                               kernel as well, and not only to samepage\n"
 	      "  -h, --help                   print this\n\n"
 	      "See samepage-run(1).\n", out);
 }
@@ -64,6 +67,9 @@ static bool set_option(struct run *r, int c, const char *arg)
 	case 'l':
 		r->shared_layout = strcmp(arg, "shared") == 0;
 		return r->shared_layout || strcmp(arg, "private") == 0;
+	case 'k':
+		r->ksm = true;
+		return true;
 	default:
 		r->start_broker = strcmp(arg, "none") != 0;
 		if (r->start_broker && strcmp(arg, "auto") != 0)
@@ -81,6 +87,7 @@ static int parse(struct run *r, int argc, char **argv)
 		{ "scope", required_argument, NULL, 's' },
 		{ "layout", required_argument, NULL, 'l' },
 		{ "broker", required_argument, NULL, 'b' },
+		{ "ksm", no_argument, NULL, 'k' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
@@ -89,7 +96,7 @@ static int parse(struct run *r, int argc, char **argv)
 	opterr = 0;
 	r->command = argv;
 	r->start_broker = true;
-	while ((c = getopt_long(argc, argv, "+:d:s:l:b:h", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "+:d:s:l:b:kh", longs, NULL)) != -1) {
 		if (c == 'h') {
 			usage(stdout);
 			return cli_finish(CLI_DONE);
@@ -247,7 +254,10 @@ static void set_settings(const struct run *r, const struct cli_broker *b)
 
 	if ((socket_path && setenv("SAMEPAGE_SOCKET", socket_path, 1) < 0) ||
 	    (r->domain && setenv("SAMEPAGE_DOMAIN", r->domain, 1) < 0) ||
-	    (r->scope && setenv("SAMEPAGE_SCOPE", r->scope, 1) < 0)) {
+	    (r->scope && setenv("SAMEPAGE_SCOPE", r->scope, 1) < 0) ||
+	    (r->ksm && setenv("SAMEPAGE_KSM", "1", 1) < 0) ||
+	    /* A place for what the program may say; what was inherited stays. */
+	    setenv("SAMEPAGE_MERGE_ANY", "0", 0) < 0) {
 		cli_error("run: unmerged: %m");
 		unsetenv("LD_PRELOAD"); /* rather than into the wrong domain */
 	}

@@ -165,6 +165,7 @@ struct proc_engine {
 	uint32_t tags_count;   /* in work->tags_out */
 	int64_t vmas_limit;    /* I8 */
 	int64_t vmas_now;      /* upper estimate during a pass */
+	uint64_t vmas_read_usec; /* when both were read */
 	struct samepage_stats stats;
 	struct samepage_result last;
 };

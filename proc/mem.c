@@ -360,7 +360,35 @@ size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)
 
 /* --- stale ---------------------------------------------------------------- */
 
+static struct proc_mem_flags known_flags; /* start == end: none */
+static uint64_t changes;
+
 void proc_mem_touched(uint64_t start, uint64_t end)
+{
+	changes++;
+	if (page_down(start) < known_flags.end && known_flags.start < page_up(end))
+		known_flags.start = known_flags.end = 0;
+	proc_mem_protected(start, end);
+}
+
+bool proc_mem_flags_known(uint64_t start, uint64_t end, struct proc_mem_flags *flags)
+{
+	*flags = known_flags;
+	return known_flags.start <= start && end <= known_flags.end;
+}
+
+uint64_t proc_mem_changes(void)
+{
+	return changes;
+}
+
+void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes_then)
+{
+	if (changes == changes_then)
+		known_flags = *flags;
+}
+
+void proc_mem_protected(uint64_t start, uint64_t end)
 {
 	if (!stale_everything &&
 	    core_rangeset_add(&stale, page_down(start), page_up(end), 0) == -ENOMEM)

@@ -35,6 +35,7 @@
 enum proc_own {
 	PROC_OWN_ADVISED = 1u << 0, /* the program asked for merging (MADV_MERGEABLE) */
 	PROC_OWN_HEAP = 1u << 1,
+	PROC_OWN_REFUSED = 1u << 2, /* the program wants none (MADV_UNMERGEABLE) */
 };
 
 enum proc_odd {
@@ -91,6 +92,21 @@ void proc_mem_disown(uint64_t start, uint64_t end);
 void proc_mem_moved(uint64_t old_start, uint64_t old_bytes, uint64_t new_start, uint64_t new_bytes);
 /* Protection, advice or the like changed there. */
 void proc_mem_touched(uint64_t start, uint64_t end);
+/* Protection alone, nothing else. */
+void proc_mem_protected(uint64_t start, uint64_t end);
+/*
+ * The VMA flags and key of one range, as smaps had them, for as long as nothing but its
+ * protection changes: reading smaps costs a walk over all memory below the range, too
+ * much for merging a page at a time. Only where every change is seen (the shim).
+ */
+struct proc_mem_flags {
+	uint64_t start, end;
+	uint64_t flags;
+	uint32_t pkey;
+};
+bool proc_mem_flags_known(uint64_t start, uint64_t end, struct proc_mem_flags *flags);
+uint64_t proc_mem_changes(void); /* to be given to the next, from before smaps was read */
+void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes);
 
 bool proc_mem_maybe_merged(uint64_t start, uint64_t end);
 bool proc_mem_is_owned(uint64_t start, uint64_t end); /* all of it */
@@ -145,6 +161,7 @@ int proc_origin_keep(const struct sys_vma *vma, int fd, int maps_fd);
 bool proc_origin_kept(const struct sys_vma *vma, uint64_t start, uint64_t end);
 void proc_origin_forget(uint64_t start, uint64_t end);
 bool proc_origin_any(uint64_t start, uint64_t end);
+unsigned proc_origin_count(void); /* mappings that remember */
 /* How much from `start` on has one origin (*known), or none; at most up to `end`. */
 uint64_t proc_origin_span(uint64_t start, uint64_t end, bool *known);
 /* A new mapping of the file's part that belongs at start, somewhere: or -errno. */

@@ -158,6 +158,15 @@ bool proc_origin_any(uint64_t start, uint64_t end)
 	return core_rangeset_intersects(&origin, start, end);
 }
 
+unsigned proc_origin_count(void)
+{
+	unsigned n = 0;
+
+	for (uint32_t i = 0; i < ANCHORS; i++)
+		n += anchors[i].base != 0;
+	return n;
+}
+
 uint64_t proc_origin_span(uint64_t start, uint64_t end, bool *known)
 {
 	const struct core_range *r = core_rangeset_find(&origin, start);

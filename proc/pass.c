@@ -32,6 +32,9 @@ struct pass {
 	struct samepage_result *res;
 	uint64_t cursor; /* mapped up to here so far */
 	bool gap;
+	struct proc_mem_flags flags; /* of the mappings around the range, if all alike */
+	unsigned beyond;
+	bool noted;
 };
 
 /* --- counting ------------------------------------------------------------- */
@@ -176,12 +179,21 @@ static void merge_unexcluded(struct pass *p, uint64_t start, uint64_t end,
 		merge_span(p, start, end, how);
 }
 
+/* Owned, and neither refused by the program nor out of scope. */
+static bool is_wanted(const struct pass *p, uint32_t attr)
+{
+	/* A call is all the advice it takes. */
+	if (p->call)
+		return true;
+	if (attr & PROC_OWN_REFUSED)
+		return false;
+	return !p->e->params.advised_only || (attr & PROC_OWN_ADVISED);
+}
+
 /* In the background only what somebody vouches for. */
 static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const struct proc_chunk *how)
 {
 	struct core_range *owned = p->e->work->owned;
-	/* A call is all the advice it takes. */
-	uint32_t need = p->e->params.advised_only && !p->call ? PROC_OWN_ADVISED : 0;
 
 	while (start < end) {
 		size_t n;
@@ -190,14 +202,16 @@ static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const stru
 		n = proc_mem_owned_copy(start, owned, PROC_OWNED_MAX);
 		proc_mem_unlock_engine();
 		for (size_t i = 0; i < n && start < end && owned[i].start < end; i++) {
+			uint64_t from = owned[i].start > start ? owned[i].start : start;
 			uint64_t until = owned[i].end < end ? owned[i].end : end;
 
-			if ((owned[i].attr & need) != need)
-				continue;
-			if (owned[i].start > start)
-				decline(p, start, owned[i].start, SAMEPAGE_REASON_NOT_OWNED);
-			merge_unexcluded(p, owned[i].start > start ? owned[i].start : start, until,
-					 how);
+			if (from > start)
+				decline(p, start, from, SAMEPAGE_REASON_NOT_OWNED);
+			/* Passed by all the same, or a batch of such ranges came back for ever. */
+			if (is_wanted(p, owned[i].attr))
+				merge_unexcluded(p, from, until, how);
+			else
+				decline(p, from, until, SAMEPAGE_REASON_NOT_OWNED);
 			start = until;
 		}
 		if (n < PROC_OWNED_MAX || owned[n - 1].start >= end)
@@ -337,11 +351,184 @@ static int each_vma(const struct sys_vma *v, void *arg)
 	return 0;
 }
 
-/* --- entry points --------------------------------------------------------- */
+/* --- from mapping to mapping -------------------------------------------------- */
+
+static void vma_from_query(const struct sys_procmap_query *q, const struct proc_mem_flags *known,
+			   struct sys_vma *v)
+{
+	bool no_file = q->inode == 0 && q->dev_major == 0 && q->dev_minor == 0;
+
+	v->start = q->vma_start;
+	v->end = q->vma_end;
+	v->offset = q->vma_offset;
+	v->inode = q->inode;
+	v->dev_major = q->dev_major;
+	v->dev_minor = q->dev_minor;
+	v->prot = (q->vma_flags & SYS_PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
+		  (q->vma_flags & SYS_PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
+		  (q->vma_flags & SYS_PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
+	v->shared = q->vma_flags & SYS_PROCMAP_QUERY_VMA_SHARED;
+	v->stack = no_file && strncmp(v->name, "[stack", 6) == 0;
+	v->heap = no_file && strcmp(v->name, "[heap]") == 0;
+	v->anonymous = no_file && (!v->name[0] || v->stack || v->heap ||
+				   strncmp(v->name, "[anon:", 6) == 0);
+	v->flags = known->flags;
+	v->pkey = known->pkey;
+}
+
+/* Without smaps: the flags are known, the rest PROCMAP_QUERY tells. False: not so. */
+static bool walk_known(struct pass *p, const struct proc_mem_flags *known)
+{
+	uint64_t at = p->start;
+
+	while (at < p->end) {
+		struct sys_vma v = { 0 };
+		char name[256] = "";
+		struct sys_procmap_query q = {
+			.size = sizeof(q),
+			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
+			.query_addr = at,
+			.vma_name_addr = (uintptr_t)name,
+			.vma_name_size = sizeof(name),
+		};
+		int err = sys->procmap_query(p->e->maps_fd, &q);
+
+		if (err == -ENOENT)
+			return true;
+		if (err < 0)
+			return at != p->start;
+		memcpy(v.name, name, sizeof(v.name) - 1);
+		vma_from_query(&q, known, &v);
+		if (each_vma(&v, p))
+			return true;
+		at = q.vma_end;
+	}
+	return true;
+}
+
+/* Flags that change with the protection, and decide nothing here. */
+#define FLAGS_OF_PROTECTION                                                                        \
+	(SYS_VMF(rd) | SYS_VMF(wr) | SYS_VMF(ex) | SYS_VMF(mr) | SYS_VMF(mw) | SYS_VMF(me) |      \
+	 SYS_VMF(ac) | SYS_VMF(sd))
+#define NOTE_BEYOND 16u /* mappings */
+
+/*
+ * The flags of the range, for the next call there: with its neighbours, for patching
+ * leaves one mapping in pieces that differ in nothing else.
+ */
+static void note_flags(struct pass *p, const struct sys_vma *v)
+{
+	uint64_t flags = v->flags & ~(uint64_t)FLAGS_OF_PROTECTION;
+
+	if (v->start == p->flags.end && flags == p->flags.flags && v->pkey == p->flags.pkey) {
+		p->flags.end = v->end;
+		return;
+	}
+	p->noted = v->start >= p->end;
+	if (!p->noted)
+		p->flags = (struct proc_mem_flags){ v->start, v->end, flags, v->pkey };
+}
+
+static int each_vma_noting(const struct sys_vma *v, void *arg)
+{
+	struct pass *p = arg;
+
+	note_flags(p, v);
+	if (v->start < p->end)
+		return each_vma(v, arg);
+	return p->noted || p->beyond++ == NOTE_BEYOND;
+}
+
+static void walk(struct pass *p)
+{
+	struct proc_engine *e = p->e;
+	struct proc_mem_flags known;
+	uint64_t changes;
+	bool is_known;
+
+	proc_mem_lock_engine();
+	is_known = p->call && e->params.owned_only && e->have_procmap_query &&
+		   proc_mem_flags_known(p->start, p->end, &known);
+	changes = proc_mem_changes();
+	proc_mem_unlock_engine();
+	if (is_known && walk_known(p, &known))
+		return;
+	sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each_vma_noting, p);
+	if (p->flags.start > p->start || p->flags.end < p->end)
+		return;
+	proc_mem_lock_engine();
+	proc_mem_flags_note(&p->flags, changes);
+	proc_mem_unlock_engine();
+}
+
+/* --- the mapping budget (I8) --------------------------------------------------- */
+
+/* Counting all mappings costs more than merging a page: not more often than this. */
+#define COUNT_USEC 100000u
 
 static int64_t map_count(struct proc_engine *e)
 {
 	return sys_map_count(0, e->work->count_buf, sizeof(e->work->count_buf));
+}
+
+static void set_budget(struct proc_engine *e, bool now)
+{
+	uint64_t usec = sys_now_usec();
+	int64_t max, count;
+
+	if (!now && e->vmas_read_usec && usec - e->vmas_read_usec < COUNT_USEC)
+		return;
+	max = sys_read_number("/proc/sys/vm/max_map_count");
+	count = map_count(e);
+	/* A tenth is left to the program. */
+	e->vmas_limit = max < 0 ? 0 : max - max / 10;
+	e->vmas_now = count < 0 ? e->vmas_limit : count;
+	e->vmas_read_usec = usec;
+}
+
+/* A small range: how many mappings lie in it and touch it, and remember its files. -1: ask
+ * for all. */
+static int64_t count_around(struct pass *p)
+{
+	uint64_t at = p->start - (p->start ? 1 : 0);
+	int64_t n = 0;
+
+	if (!p->call || !p->e->have_procmap_query ||
+	    p->end - p->start > (uint64_t)PROC_CHUNK_PAGES << p->e->page_shift)
+		return -1;
+	while (at <= p->end) {
+		struct sys_procmap_query q = {
+			.size = sizeof(q),
+			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
+			.query_addr = at,
+		};
+
+		if (sys->procmap_query(p->e->maps_fd, &q) < 0 || q.vma_start > p->end)
+			break;
+		n++;
+		at = q.vma_end;
+	}
+	return n + proc_origin_count();
+}
+
+static int64_t count_vmas(struct pass *p, bool *all)
+{
+	int64_t n = *all ? -1 : count_around(p);
+
+	if (n >= 0)
+		return n;
+	*all = true;
+	return map_count(p->e);
+}
+
+/* --- entry points --------------------------------------------------------- */
+
+/* The ring's last contents are nobody's business, and memory. */
+static void empty_ring(struct proc_engine *e)
+{
+	if (e->link->ring)
+		sys->madvise(e->link->ring, (size_t)PROC_RING_PAGES << e->page_shift,
+			     proc_link_is_broker(e->link) ? MADV_REMOVE : MADV_DONTNEED);
 }
 
 void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum proc_mode mode,
@@ -350,8 +537,8 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	struct pass p = { .e = e, .start = start, .end = end, .mode = mode, .call = call,
 			  .res = res, .cursor = start };
 	uint64_t wall = sys_now_usec(), cpu = sys_thread_cpu_usec();
-	int64_t vmas_before = map_count(e);
-	int64_t max = sys_read_number("/proc/sys/vm/max_map_count"), vmas_after;
+	bool all = false;
+	int64_t vmas_before = count_vmas(&p, &all), vmas_after;
 
 	/* What refused it when the thread started may have been a moment's want. */
 	if (e->uffd < 0 && mode != PROC_MODE_LOOK)
@@ -360,13 +547,11 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	/* A fork in the middle of a pass leaves the child with half of one. */
 	e->work->misses = 0;
 	memset(e->work->collided, 0, sizeof(e->work->collided));
-	/* A tenth is left to the program (I8). */
-	e->vmas_limit = max < 0 ? 0 : max - max / 10;
-	e->vmas_now = vmas_before < 0 ? e->vmas_limit : vmas_before;
+	set_budget(e, all);
 	proc_mem_lock_engine();
 	proc_mem_pass_begins();
 	proc_mem_unlock_engine();
-	sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each_vma, &p);
+	walk(&p);
 	proc_mem_lock_engine();
 	proc_mem_pass_ends();
 	proc_mem_unlock_engine();
@@ -375,11 +560,8 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	if (mode == PROC_MODE_LOOK)
 		proc_pass_flush_tags(e);
 	proc_segments_unmap(e);
-	/* The ring's last contents are nobody's business, and memory. */
-	if (e->link->ring)
-		sys->madvise(e->link->ring, (size_t)PROC_RING_PAGES << e->page_shift,
-			     proc_link_is_broker(e->link) ? MADV_REMOVE : MADV_DONTNEED);
-	vmas_after = map_count(e);
+	empty_ring(e);
+	vmas_after = count_vmas(&p, &all);
 	if (vmas_before >= 0 && vmas_after >= 0)
 		res->vmas_added += vmas_after - vmas_before;
 	res->wall_usec += sys_now_usec() - wall;

@@ -12,10 +12,13 @@
  *                   as odd flags: fresh memory that replaces merged needs them again
  *   WIPEONFORK      the kernel refuses it for store mappings: private copies, no
  *                   longer owned, and the kernel's answer
- *   MERGEABLE, UNMERGEABLE   to us instead of KSM: the ADVISED attribute.
- *                   UNMERGEABLE makes private copies as well
  *   MERGE (26, the SKSM proposal's)   merged now by the engine; 0, whatever came of it,
  *                   or ENOMEM for gaps, the rest done
+ *   MERGEABLE, UNMERGEABLE   to us instead of KSM (SAMEPAGE_KSM=1: as well): what is
+ *                   owned in the range becomes ADVISED, or REFUSED with private copies
+ *                   made first (EAGAIN if they cannot be). Holes: the rest, then ENOMEM.
+ *                   What is not owned is accepted and not merged: being advised does
+ *                   not make us see its release
  *   anything else   the kernel's, and touched
  *
  * posix_madvise(POSIX_MADV_DONTNEED) does nothing, in glibc as here.
@@ -91,20 +94,20 @@ static int wipe_on_fork(void *addr, size_t bytes, const struct shim_range *range
 static int mergeable(void *addr, size_t bytes, const struct shim_range *range, bool yes)
 {
 	/* Does nothing since Linux 2.6.19, except to say whether all of it is mapped. */
-	long ret = sys_raw(SYS_msync, addr, bytes, MS_ASYNC);
-	uint64_t pages;
+	int hole = (int)sys_raw(SYS_msync, addr, bytes, MS_ASYNC), ret = 0;
 
-	if (ret < 0)
-		return (int)ret;
-	proc_mem_own_attr(range->start, range->end, yes ? PROC_OWN_ADVISED : 0,
-			  yes ? 0 : PROC_OWN_ADVISED);
+	if (hole < 0 && hole != -ENOMEM)
+		return hole;
 	if (yes)
-		return 0;
-	/* KSM as well says ENOMEM (as EAGAIN does not exist there) when copies fail. */
-	if (proc_mem_maybe_merged(range->start, range->end) &&
-	    proc_mem_unmerge(range->start, range->end, &pages) == -ENOMEM)
-		return -ENOMEM;
-	return 0;
+		proc_mem_own_attr(range->start, range->end, PROC_OWN_ADVISED, PROC_OWN_REFUSED);
+	/* The kernel has one error for private copies that cannot be had. */
+	else if (shim_unregister(range->start, range->end) < 0)
+		return -EAGAIN;
+	/* KSM may have it from before our time, or from PR_SET_MEMORY_MERGE outside. */
+	if (!yes || shim_advice_to_kernel())
+		ret = sys->madvise(addr, bytes, yes ? MADV_MERGEABLE : MADV_UNMERGEABLE);
+	/* EINVAL: a kernel without KSM. We are not one. */
+	return ret < 0 && ret != -EINVAL ? ret : hole;
 }
 
 static int remove_advice(void *addr, size_t bytes, const struct shim_range *range)

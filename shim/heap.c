@@ -36,8 +36,9 @@
  * thread is through; what lies between the new and the old break is released then
  * (until then the hull says "maybe merged" there, which is safe). Its madvise(
  * MADV_DONTNEED) inside libc may leave merged bytes where zeros would be: it goes to
- * free chunks only, of which malloc expects nothing. A heap with holes stays disowned
- * after a trim, as nobody recorded where they were.
+ * free chunks only, of which malloc expects nothing. What the program said of parts of
+ * it (MADV_UNMERGEABLE) is kept meanwhile. A heap with holes stays disowned after a
+ * trim, as nobody recorded where they were.
  *
  * brk and sbrk are glibc's own functions here, not raw calls: they keep __curbrk,
  * from which malloc computes the next break.
@@ -88,7 +89,7 @@ void shim_heap_refresh(void)
 	if (now > heap.limit)
 		now = heap.limit;
 	if (now > heap.end) {
-		proc_mem_adopt(heap.end, now, PROC_OWN_HEAP);
+		proc_mem_adopt(heap.end, now, PROC_OWN_HEAP | shim_fresh_attr());
 		heap.end = now;
 	}
 }
@@ -134,7 +135,7 @@ static void break_moved(uint64_t before, uint64_t after)
 	if (heap.on)
 		shim_heap_refresh();
 	else if (heap.manual && shim_owning() && after > before)
-		proc_mem_own(grown.start, grown.end, PROC_OWN_HEAP);
+		proc_mem_own(grown.start, grown.end, PROC_OWN_HEAP | shim_fresh_attr());
 }
 
 intptr_t shim_raw_brk(uint64_t to)
@@ -206,6 +207,39 @@ SHIM_EXPORT int mallopt(int param, int value)
 	return real->mallopt ? real->mallopt(param, value) : 0;
 }
 
+/* What the program said of parts of the heap, while the heap is not owned. */
+#define KEPT_MAX 64
+#define SAID (PROC_OWN_ADVISED | PROC_OWN_REFUSED)
+static struct core_range kept[KEPT_MAX];
+static unsigned kept_count;
+
+static void keep_said(void)
+{
+	struct core_range r = { .end = heap.start };
+
+	kept_count = 0;
+	while (proc_mem_owned_copy(r.end, &r, 1) == 1 && r.start < heap.end) {
+		if (!(r.attr & SAID))
+			continue;
+		/* Too much was said: no merging of any of it is what nobody can mind. */
+		if (kept_count == KEPT_MAX) {
+			kept_count = 1;
+			kept[0] = (struct core_range){ .start = heap.start, .end = heap.end,
+						       .attr = PROC_OWN_REFUSED };
+			return;
+		}
+		kept[kept_count++] = r;
+	}
+}
+
+static void say_again(void)
+{
+	for (unsigned i = 0; i < kept_count; i++)
+		proc_mem_own_attr(kept[i].start, kept[i].end < heap.end ? kept[i].end : heap.end,
+				  kept[i].attr & SAID, ~kept[i].attr & SAID);
+	kept_count = 0;
+}
+
 static void trim_begins(void)
 {
 	struct proc_mem_guard guard;
@@ -213,7 +247,8 @@ static void trim_begins(void)
 	proc_mem_lock(&guard);
 	if (heap.on) {
 		shim_heap_refresh();
-		heap.trimming++;
+		if (heap.trimming++ == 0)
+			keep_said();
 		if (heap.end > heap.start)
 			proc_mem_disown(heap.start, heap.end);
 	}
@@ -233,10 +268,12 @@ static void trim_ends(void)
 			proc_mem_release(now, heap.end);
 			heap.end = now > heap.start ? now : heap.start;
 		}
-		if (heap.holed)
+		if (heap.holed) {
 			shim_heap_give_up();
-		else
-			proc_mem_adopt(heap.start, heap.end, PROC_OWN_HEAP);
+		} else {
+			proc_mem_adopt(heap.start, heap.end, PROC_OWN_HEAP | shim_fresh_attr());
+			say_again();
+		}
 	}
 	proc_mem_unlock(&guard);
 }

@@ -4,13 +4,14 @@
  *
  *   AT_SECURE set       nothing at all (the loader would hardly have taken us)
  *   always otherwise    the stack limit that the launcher raised goes back (layout.c)
- *   SAMEPAGE_OFF=1      nothing more
+ *   SAMEPAGE_OFF=1      nothing more, nor in a Go program (target.c)
  *   else                an engine that looks for its broker later, then the
  *                       handlers are switched on, fork handlers, the heap
  *
  * SAMEPAGE_DOMAIN, SAMEPAGE_SOCKET   as samepage_open()
  * SAMEPAGE_SCOPE                     "all" (default): everything owned; "advised":
  *                                    what the program asked MADV_MERGEABLE for
+ * SAMEPAGE_MERGE_ANY, SAMEPAGE_KSM   inherit.c, prctl.c
  * SAMEPAGE_FAULT                     sys/fault.h
  * SAMEPAGE_VERBOSE                   a line on stderr when there will be no merging
  *
@@ -87,6 +88,7 @@ static void start(void)
 		complain("fork handlers", ret);
 		return;
 	}
+	shim_prctl_start();
 	atomic_store_explicit(&shim_ready, true, memory_order_release);
 	ret = start_engine();
 	if (ret < 0) {
@@ -106,7 +108,12 @@ __attribute__((constructor)) static void shim_start(void)
 		return;
 	shim_real();
 	shim_layout_start();
-	if (!off || strcmp(off, "1") != 0)
+	if (off && strcmp(off, "1") == 0)
+		goto out;
+	if (shim_program_is_go())
+		complain("Go program", -ENOTSUP);
+	else
 		start();
+out:
 	errno = saved;
 }

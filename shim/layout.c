@@ -22,7 +22,7 @@
  *                  child that they fork in that window keeps it. With several
  *                  calls under way the first raises it and the last puts it back;
  *                  a changed limit is then not passed on
- *   system, popen, execl*   inside libc: that one program gets the ordinary random
+ *   system, popen  inside libc: that one program gets the ordinary random
  *                  layout, what it starts in turn the shared one
  *
  * Address randomisation is off for the exec only: our constructor switches it on
@@ -37,6 +37,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/personality.h>
@@ -178,17 +179,13 @@ static bool child_is_client(char *const envp[], size_t *count, size_t *at)
 	return limit && raised && preload && !off && i < ENVIRONMENT_MAX;
 }
 
-/* LIMIT_NAME and a number, without stdio. */
-static void print_limit(char text[64], rlim_t value)
+/* `name` and a number, without stdio. */
+static void print_number(char *text, const char *name, uint64_t value)
 {
 	char digits[24];
-	size_t n = 0, at = strlen(LIMIT_NAME);
+	size_t n = 0, at = strlen(name);
 
-	strcpy(text, LIMIT_NAME);
-	if (value == RLIM_INFINITY) {
-		strcpy(text + at, "unlimited");
-		return;
-	}
+	strcpy(text, name);
 	do
 		digits[n++] = (char)('0' + value % 10);
 	while ((value /= 10) != 0);
@@ -197,14 +194,53 @@ static void print_limit(char text[64], rlim_t value)
 	text[at] = '\0';
 }
 
+static void print_limit(char text[64], rlim_t value)
+{
+	if (value == RLIM_INFINITY)
+		strcpy(text, LIMIT_NAME "unlimited");
+	else
+		print_number(text, LIMIT_NAME, value);
+}
+
+static void print_fd(char text[48], int fd)
+{
+	print_number(text, "/proc/thread-self/fd/", fd < 0 ? 0 : (uint64_t)fd);
+}
+
+/* Could the next program load the library? Only of interest if it would be told to. */
+static bool call_takes_us(const struct exec_call *call, char *const envp[])
+{
+	if (!shim_env_names_us(envp))
+		return true;
+	switch (call->how) {
+	case EXEC_PATH:
+		return shim_target_takes_us(AT_FDCWD, call->path);
+	case EXEC_AT:
+		/* fexecve: the file behind the descriptor, if it can be opened again. */
+		if (call->flags & AT_EMPTY_PATH && call->path && !*call->path) {
+			char name[48];
+
+			print_fd(name, call->fd);
+			return shim_target_takes_us(AT_FDCWD, name);
+		}
+		return shim_target_takes_us(call->fd, call->path);
+	default:
+		return shim_search_takes_us(call->path);
+	}
+}
+
 /* 0 is never returned: the program is another one then. */
 static int exec_with_layout(const struct exec_call *call, char *const envp[])
 {
 	char text[64], **copy;
 	size_t count = 0, at = 0;
+	struct shim_env_plan plan;
 	struct rlimit before = { 0 };
 	int ret;
 
+	if (shim_env_plan(envp, call_takes_us(call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*copy)),
+				     alloca(plan.text_bytes));
 	if (!shim_layout.active || !child_is_client(envp, &count, &at) || get_limit(&before) < 0 ||
 	    set_soft(shim_layout.raised, before.rlim_max) < 0)
 		return do_exec(call, envp);
@@ -257,6 +293,62 @@ SHIM_EXPORT int execvpe(const char *file, char *const argv[], char *const envp[]
 SHIM_EXPORT int execvp(const char *file, char *const argv[])
 {
 	return execvpe(file, argv, environ);
+}
+
+/* Arguments of execl() and the like, up to and with the NULL. */
+static size_t count_list(const char *arg, va_list args)
+{
+	size_t n = 1;
+
+	for (; arg; n++)
+		arg = va_arg(args, const char *);
+	return n;
+}
+
+/* The list as an array; of execle, the environment that follows it as well. */
+static char *const *copy_list(char **argv, const char *arg, va_list args, bool with_envp)
+{
+	size_t n = 0;
+
+	argv[n++] = (char *)arg;
+	while (argv[n - 1])
+		argv[n++] = va_arg(args, char *);
+	return with_envp ? va_arg(args, char *const *) : environ;
+}
+
+#define LIST_TO_ARRAY(argv, envp, arg, with_envp)                                                  \
+	do {                                                                                       \
+		va_list args_;                                                                     \
+		va_start(args_, arg);                                                              \
+		(argv) = alloca(count_list(arg, args_) * sizeof(*(argv)));                         \
+		va_end(args_);                                                                     \
+		va_start(args_, arg);                                                              \
+		(envp) = copy_list(argv, arg, args_, with_envp);                                   \
+		va_end(args_);                                                                     \
+	} while (0)
+
+SHIM_EXPORT int execl(const char *path, const char *arg, ...)
+{
+	char **argv, *const *envp;
+
+	LIST_TO_ARRAY(argv, envp, arg, false);
+	return execve(path, argv, envp);
+}
+
+SHIM_EXPORT int execle(const char *path, const char *arg, ...)
+{
+	char **argv, *const *envp;
+
+	LIST_TO_ARRAY(argv, envp, arg, true);
+	return execve(path, argv, envp);
+}
+
+SHIM_EXPORT int execlp(const char *file, const char *arg, ...)
+{
+	char **argv, *const *envp;
+
+	LIST_TO_ARRAY(argv, envp, arg, false);
+	return execvpe(file, argv, envp);
 }
 
 SHIM_EXPORT int execveat(int fd, const char *path, char *const argv[], char *const envp[],
@@ -314,9 +406,15 @@ SHIM_EXPORT int posix_spawn(pid_t *pid, const char *path,
 			    const posix_spawn_file_actions_t *actions,
 			    const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
-	bool raised = spawn_begins(envp);
+	const struct exec_call call = { .how = EXEC_PATH, .path = path };
+	struct shim_env_plan plan;
+	bool raised;
 	int ret;
 
+	if (shim_env_plan(envp, call_takes_us(&call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*envp)),
+				     alloca(plan.text_bytes));
+	raised = spawn_begins(envp);
 	if (raised)
 		set_fixed(true);
 	ret = shim_real()->posix_spawn(pid, path, actions, attr, argv, envp);
@@ -331,9 +429,15 @@ SHIM_EXPORT int posix_spawnp(pid_t *pid, const char *file,
 			     const posix_spawn_file_actions_t *actions,
 			     const posix_spawnattr_t *attr, char *const argv[], char *const envp[])
 {
-	bool raised = spawn_begins(envp);
+	const struct exec_call call = { .how = EXEC_SEARCH, .path = file };
+	struct shim_env_plan plan;
+	bool raised;
 	int ret;
 
+	if (shim_env_plan(envp, call_takes_us(&call, envp), &plan))
+		envp = shim_env_make(envp, &plan, alloca(plan.entries * sizeof(*envp)),
+				     alloca(plan.text_bytes));
+	raised = spawn_begins(envp);
 	if (raised)
 		set_fixed(true);
 	ret = shim_real()->posix_spawnp(pid, file, actions, attr, argv, envp);

@@ -35,7 +35,10 @@ long shim_change(long n, const long arg[6], bool disown)
 	proc_mem_lock(&guard);
 	ret = sys_raw6(n, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
 	if (shim_range_of((void *)arg[0], (size_t)arg[1], &range)) {
-		proc_mem_touched(range.start, range.end);
+		if (n == SYS_mprotect)
+			proc_mem_protected(range.start, range.end);
+		else
+			proc_mem_touched(range.start, range.end);
 		if (disown)
 			proc_mem_disown(range.start, range.end);
 	}

@@ -98,6 +98,35 @@ long shim_fork_raw(long n, const long arg[6]); /* fork, clone, clone3 without CL
 int shim_execve(const char *path, char *const argv[], char *const envp[]);
 int shim_execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags);
 
+long shim_prctl(int option, const long arg[4]);
+
+/* prctl.c: does the program want merging? */
+void shim_prctl_start(void);       /* constructor, before ready */
+bool shim_merge_any(void);         /* PR_SET_MEMORY_MERGE is on; any thread, no lock */
+uint32_t shim_fresh_attr(void);    /* enum proc_own bits of fresh memory */
+bool shim_advice_to_kernel(void);  /* MADV_MERGEABLE is for KSM as well */
+/* Private copies, and no merging from here on; lock held. As proc_mem_unmerge(). */
+int shim_unregister(uint64_t start, uint64_t end);
+
+/* inherit.c: the environment of the next program. */
+struct shim_env_plan {
+	size_t entries;    /* of the copy, at most, with the NULL */
+	size_t text_bytes; /* for an LD_PRELOAD without us */
+	bool drop;         /* our name leaves LD_PRELOAD */
+	bool mark;         /* the switch has to be put right */
+};
+bool shim_env_names_us(char *const envp[]);
+/* False: it is good as it is. */
+bool shim_env_plan(char *const envp[], bool takes_us, struct shim_env_plan *plan);
+char *const *shim_env_make(char *const envp[], const struct shim_env_plan *plan, char **copy,
+			   char *text);
+void shim_inherit_changed(void); /* the switch was moved; lock held */
+
+/* target.c: could the library be loaded there? If in doubt, yes. */
+bool shim_target_takes_us(int dir, const char *path);
+bool shim_search_takes_us(const char *name); /* in PATH */
+bool shim_program_is_go(void);
+
 /* mremap of memory that may be merged (remap_merged.c), lock held. */
 intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int flags, void *to);
 

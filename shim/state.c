@@ -47,7 +47,7 @@ void shim_fresh(const struct shim_range *range)
 	if (owning_stopped)
 		proc_mem_release(range->start, range->end);
 	else
-		proc_mem_own(range->start, range->end, 0);
+		proc_mem_own(range->start, range->end, shim_fresh_attr());
 }
 
 void shim_forget(const struct shim_range *range)

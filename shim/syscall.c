@@ -7,8 +7,9 @@
  * pass are whatever the registers held, and the kernel ignores them. libnuma's
  * mbind arrives here too. Not a cancellation point, like libc's.
  *
- * What no interposition sees: system call instructions in the program's own code
- * (the Go runtime makes its memory that way, and keeps it: never owned).
+ * What no interposition sees: system call instructions in the program's own code.
+ * Memory that comes and goes that way is never owned. The Go runtime with cgo gets
+ * some through libc and discards it by itself: see target.c.
  */
 #include "shim/shim.h"
 
@@ -93,6 +94,9 @@ static bool change_call(long n, const long a[6], long *ret)
 static bool process_call(long n, const long a[6], long *ret)
 {
 	switch (n) {
+	case SYS_prctl:
+		*ret = shim_prctl((int)a[0], a + 1);
+		return true;
 #ifdef SYS_fork
 	case SYS_fork:
 #endif

@@ -85,6 +85,12 @@ check "LD_PRELOAD: what was there stays" out_has '^LD_PRELOAD=libm.so.6:/.*/libs
 try "$SAMEPAGE" run --broker none --domain d1 --scope advised -- env
 check "--domain goes on" out_has '^SAMEPAGE_DOMAIN=d1$'
 check "--scope goes on" out_has '^SAMEPAGE_SCOPE=advised$'
+try "$SAMEPAGE" run --broker none -- env
+check "without --ksm nothing is said of KSM" test "$(grep -c SAMEPAGE_KSM "$tmp/out")" -eq 0
+check "the switch of PR_SET_MEMORY_MERGE is off" out_has '^SAMEPAGE_MERGE_ANY=0$'
+try env SAMEPAGE_MERGE_ANY=1 "$SAMEPAGE" run --broker none --ksm -- env
+check "--ksm goes on" out_has '^SAMEPAGE_KSM=1$'
+check "the switch that was inherited stays" out_has '^SAMEPAGE_MERGE_ANY=1$'
 try "$SAMEPAGE" run --broker none --layout shared -- true
 check "--layout shared without a broker runs the program" status_is 0
 check "--layout shared without a broker says private" err_has 'private layout: '

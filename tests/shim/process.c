@@ -146,6 +146,42 @@ static void vforked(void **state)
 	munmap(made + page, page);
 }
 
+/* The list of arguments arrives whole, and the right environment with it. */
+static void lists(void **state)
+{
+	char *envp[] = { (char *)"WORD=other", NULL };
+	static const char script[] = "test \"$#$1$2\" = 2a\"b c\" && test \"$WORD\" = ";
+	char mine[128], other[128];
+	int status;
+
+	setenv("WORD", "mine", 1);
+	snprintf(mine, sizeof(mine), "%smine", script);
+	snprintf(other, sizeof(other), "%sother", script);
+	for (int how = 0; how < 3; how++) {
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			if (how == 0)
+				execl("/bin/sh", "sh", "-c", mine, "sh", "a", "b c", (char *)NULL);
+			else if (how == 1)
+				execlp("sh", "sh", "-c", mine, "sh", "a", "b c", (char *)NULL);
+			else
+				execle("/bin/sh", "sh", "-c", other, "sh", "a", "b c",
+				       (char *)NULL, envp);
+			_exit(99);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+	unsetenv("WORD");
+	assert_int_equal(execl("/nowhere", "x", (char *)NULL), -1);
+	assert_int_equal(errno, ENOENT);
+	assert_int_equal(execlp("no-such-program-here", "x", (char *)NULL), -1);
+	assert_int_equal(errno, ENOENT);
+	assert_int_equal(execle("/", "x", (char *)NULL, envp), -1);
+	assert_int_equal(errno, EACCES);
+}
+
 static void libc_children(void **state)
 {
 	char *argv[] = { (char *)"true", NULL };
@@ -342,7 +378,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(forks),	 cmocka_unit_test(forks_by_number),
 		cmocka_unit_test(clones),	 cmocka_unit_test(vforked),
-		cmocka_unit_test(libc_children), cmocka_unit_test(failing_exec),
+		cmocka_unit_test(lists),	 cmocka_unit_test(libc_children), cmocka_unit_test(failing_exec),
 		cmocka_unit_test(changes_identity),
 		cmocka_unit_test(stack_limit),	 cmocka_unit_test(setuid_program),
 	};
