@@ -23,7 +23,7 @@ void bench_die(const char *format, ...)
 {
 	va_list args;
 
-	fputs("bench-merge: ", stderr);
+	fprintf(stderr, "%s: ", program_invocation_short_name);
 	va_start(args, format);
 	vfprintf(stderr, format, args);
 	va_end(args);

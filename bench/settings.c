@@ -217,7 +217,7 @@ static int wait_for_keeper(void)
 
 static void on_signal(int sig)
 {
-	static const char text[] = "\nbench-merge: stopped; settings are put back\n";
+	static const char text[] = "\nbenchmark stopped; settings are put back\n";
 
 	if (wait_for_keeper() == 0 && write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
 		_exit(1);
@@ -236,7 +236,7 @@ int bench_settings_restore(void)
 			signal(sig, SIG_IGN);
 	failed = wait_for_keeper();
 	if (failed)
-		fprintf(stderr, "bench-merge: settings could not be put back\n");
+		fprintf(stderr, "settings could not be put back\n");
 	return failed;
 }
 

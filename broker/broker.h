@@ -214,6 +214,7 @@ void broker_session_refuse(struct broker_session *s, uint32_t seq, int error, co
 void broker_session_watch(struct broker_session *s);
 
 /* client.c: messages of clients. The packet has passed core_wire_check(). */
+size_t broker_client_ring_span(void); /* bytes of a session's mapping of its ring */
 void broker_client_hello(struct broker_session *s, const struct core_wire_hello *hello);
 void broker_client_message(struct broker_session *s, const void *packet, int fd);
 /* Adopt what the first in line offers. */

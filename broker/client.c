@@ -27,6 +27,40 @@
 #define SO_PEERGROUPS 59
 #endif
 
+/*
+ * The ring's mapping begins where a page table does and is as long as one reaches (the
+ * file is shorter: nobody goes beyond it), so that the table goes as well when what a
+ * client submitted is let go of: with a thousand clients that is half of all of them.
+ */
+size_t broker_client_ring_span(void)
+{
+	size_t page = sys_page_bytes(), table = page / sizeof(uint64_t) * page;
+	size_t bytes = BROKER_RING_PAGES * page;
+
+	return bytes < table ? table : bytes;
+}
+
+static intptr_t ring_map(int fd)
+{
+	size_t span = broker_client_ring_span();
+	intptr_t map = sys->mmap(NULL, 2 * span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0), at, ring;
+
+	if (map < 0)
+		return map;
+	at = (intptr_t)(((uintptr_t)map + span - 1) / span * span);
+	ring = sys->mmap((void *)at, span, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (ring < 0) {
+		sys->munmap((void *)map, 2 * span);
+		return ring;
+	}
+	if (at > map)
+		sys->munmap((void *)map, (size_t)(at - map));
+	if (at < map + (intptr_t)span)
+		sys->munmap((void *)(at + (intptr_t)span), (size_t)(map + (intptr_t)span - at));
+	return ring;
+}
+
 /* Returns the ring's fd, and maps it. */
 static int ring_new(struct broker_session *s)
 {
@@ -42,8 +76,8 @@ static int ring_new(struct broker_session *s)
 		sys->close(fd);
 		return r;
 	}
-	map = sys->mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-	if (map < 0 && map >= -4095) {
+	map = ring_map(fd);
+	if (map < 0) {
 		sys->close(fd);
 		return (int)map;
 	}
@@ -194,6 +228,8 @@ static void submit(struct broker_session *s, const struct core_wire_submit *m)
 	s->charge->new_slots += broker_store_promote(s->domain->store, s->ring, m->ring_page,
 						     m->count, answer.slot, answer.reason,
 						     &budget);
+	/* The client takes the pages away; this lets go of what mapped them. */
+	sys->madvise((void *)(uintptr_t)s->ring, broker_client_ring_span(), MADV_DONTNEED);
 	broker_quota_update(s->broker, s->domain);
 	core_wire_header_init(&answer.h, CORE_WIRE_SLOTS, sizeof(answer), m->h.seq);
 	broker_packet_send(s, &answer, sizeof(answer), NULL, 0, 0);

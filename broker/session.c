@@ -146,7 +146,7 @@ void broker_session_drop(struct broker_session *s)
 		s->offer_fd = -1;
 	}
 	if (s->ring)
-		sys->munmap((void *)(uintptr_t)s->ring, BROKER_RING_PAGES * sys_page_bytes());
+		sys->munmap((void *)(uintptr_t)s->ring, broker_client_ring_span());
 	s->ring = NULL;
 	if (s->domain)
 		broker_domain_leave(b, s->domain);

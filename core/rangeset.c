@@ -19,7 +19,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define RANGESET_CAPACITY_MIN 16
+#define RANGESET_CAPACITY_MIN 8
 #define SPLICE_PIECES_MAX 3
 
 struct splice {

@@ -8,29 +8,33 @@
  */
 #include "core/reason.h"
 
-static const char *const reason_names[] = {
-#define REASON_NAME(id, name, text) [SAMEPAGE_REASON_##id] = name,
-	SAMEPAGE_REASONS(REASON_NAME)
-#undef REASON_NAME
-};
-
-static const char *const reason_texts[] = {
-#define REASON_TEXT(id, name, text) [SAMEPAGE_REASON_##id] = text,
-	SAMEPAGE_REASONS(REASON_TEXT)
-#undef REASON_TEXT
-};
 
 _Static_assert((int)SAMEPAGE_REASON_COUNT <= (int)SAMEPAGE_REASON_MAX,
 	       "public arrays are too short for the reasons");
 
+/* Switches: tables of pointers would be relocated, a private copy in each process. */
 const char *core_reason_name(unsigned reason)
 {
-	return reason < SAMEPAGE_REASON_COUNT ? reason_names[reason] : NULL;
+	switch (reason) {
+#define REASON_NAME(id, name, text)                                                                \
+	case SAMEPAGE_REASON_##id:                                                                 \
+		return name;
+		SAMEPAGE_REASONS(REASON_NAME)
+#undef REASON_NAME
+	}
+	return NULL;
 }
 
 const char *core_reason_text(unsigned reason)
 {
-	return reason < SAMEPAGE_REASON_COUNT ? reason_texts[reason] : NULL;
+	switch (reason) {
+#define REASON_TEXT(id, name, text)                                                                \
+	case SAMEPAGE_REASON_##id:                                                                 \
+		return text;
+		SAMEPAGE_REASONS(REASON_TEXT)
+#undef REASON_TEXT
+	}
+	return NULL;
 }
 
 void core_result_decline(struct samepage_result *r, enum samepage_reason why, uint64_t pages)

@@ -40,7 +40,7 @@ _Static_assert(CORE_WIRE_NAME_BYTES == CORE_DOMAIN_NAME_MAX + 1, "names fit exac
 
 /* A type's length: bytes, plus count times element_bytes where it has a count. */
 struct layout {
-	const char *name;
+	char name[14]; /* no pointer: the table stays in pages that all processes share */
 	uint16_t bytes;
 	uint16_t count_at; /* offset of the count, 0: none */
 	uint16_t count_max;
@@ -79,7 +79,7 @@ static const struct layout layouts[] = {
 
 static const struct layout *layout_of(uint16_t type)
 {
-	if (type >= sizeof(layouts) / sizeof(layouts[0]) || !layouts[type].name)
+	if (type >= sizeof(layouts) / sizeof(layouts[0]) || !layouts[type].name[0])
 		return NULL;
 	return &layouts[type];
 }

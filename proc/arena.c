@@ -3,7 +3,13 @@
  * Memory of the library's own: whole mappings, straight from the kernel (never
  * malloc: the engine's working memory must not share a page with the program's
  * heap, which gets frozen), and excluded from merging.
+ *
+ * What every process with an engine needs for good is a few hundred bytes, and stands
+ * in static memory (excluded as a whole), on a page that is private anyway: a mapping
+ * would cost each process a page, a mapping, and now and then a page table.
  */
+#include <stdatomic.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "proc/internal.h"
@@ -28,4 +34,47 @@ void proc_arena_free(void *ptr, size_t bytes)
 		return;
 	proc_mem_exclude_end(ptr, bytes);
 	sys->munmap(ptr, bytes);
+}
+
+/* One engine and its link; whoever opens more handles gets mappings for them. */
+#define SMALL_COUNT 2u
+static struct small {
+	_Alignas(16) uint8_t bytes[sizeof(struct proc_engine)];
+} small_engine;
+static struct small_link {
+	_Alignas(16) uint8_t bytes[400];
+} small_link;
+static atomic_flag small_taken[SMALL_COUNT] = { ATOMIC_FLAG_INIT, ATOMIC_FLAG_INIT };
+
+static void *small_at(unsigned i, size_t *room)
+{
+	*room = i ? sizeof(small_engine) : sizeof(small_link);
+	return i ? (void *)&small_engine : (void *)&small_link;
+}
+
+void *proc_arena_alloc_small(size_t bytes)
+{
+	for (unsigned i = 0; i < SMALL_COUNT; i++) {
+		size_t room;
+		void *p = small_at(i, &room);
+
+		if (bytes > room || atomic_flag_test_and_set(&small_taken[i]))
+			continue;
+		memset(p, 0, bytes);
+		return p;
+	}
+	return proc_arena_alloc(bytes);
+}
+
+void proc_arena_free_small(void *ptr, size_t bytes)
+{
+	for (unsigned i = 0; i < SMALL_COUNT; i++) {
+		size_t room;
+
+		if (ptr == small_at(i, &room)) {
+			atomic_flag_clear(&small_taken[i]);
+			return;
+		}
+	}
+	proc_arena_free(ptr, bytes);
 }

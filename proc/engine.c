@@ -22,12 +22,14 @@
 
 #include "core/hash.h"
 #include "proc/internal.h"
+#include "sys/raw.h"
 
 #define STACK_BYTES (256u << 10)
 /* SIGURG is ignored by default, so that one that goes astray does no harm. */
 #define WAKE_SIGNAL SIGURG
 /* A program's filter may forbid the signal that wakes us: then closing takes so long. */
 #define IDLE_MSEC 10000
+#define LINGER_MSEC 2
 #define RECONNECT_FIRST_USEC 250000u
 #define RECONNECT_MOST_USEC 5000000u
 
@@ -75,8 +77,10 @@ static int connected(struct proc_engine *e)
 {
 	const struct core_index_header *h = e->link->index.header;
 	uint32_t segments = h->max_slots / h->segment_slots + 1;
-	uint8_t *zero = e->link->ring;
+	char *zero = e->work->maps_buf;
 
+	/* Not in the ring, which would have a page of its own for it ever after. */
+	_Static_assert(sizeof(e->work->maps_buf) >= 65536, "a page of any size");
 	memset(zero, 0, e->page_bytes);
 	e->zero_hash = core_hash_page(zero, e->page_bytes, h->seed);
 	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
@@ -93,6 +97,7 @@ int proc_engine_connect(struct proc_engine *e)
 
 	if (e->link->connected)
 		return 0;
+	e->rested = false;
 	/* A call may have found the connection dead without cleaning up. */
 	e->link->ops->disconnect(e->link);
 	err = e->link->ops->connect(e->link);
@@ -113,6 +118,18 @@ int proc_engine_connect(struct proc_engine *e)
 }
 
 /* --- calls ---------------------------------------------------------------- */
+
+int proc_engine_awake(struct proc_engine *e)
+{
+	int err = 0;
+
+	e->rested = false;
+	if (e->link->connected && e->link->ops->wake)
+		err = e->link->ops->wake(e->link);
+	if (err < 0)
+		proc_engine_lost_link(e);
+	return err;
+}
 
 static void call_merge(struct proc_engine *e, struct proc_call *call)
 {
@@ -145,6 +162,7 @@ static void take_call(struct proc_engine *e)
 {
 	if (!atomic_exchange(&e->call_posted, 0))
 		return;
+	(void)proc_engine_awake(e); /* a lost link is tried again, or told of */
 	switch (e->call.kind) {
 	case PROC_CALL_MERGE:
 		call_merge(e, &e->call);
@@ -224,23 +242,50 @@ static int start(struct proc_engine *e)
 	return err;
 }
 
-/* Between passes nothing in the working memory is needed: the program can have it. */
+/*
+ * The stack below this frame, for nothing lives there. No call is made between
+ * finding out where that is and the system call: what it pushed would be gone.
+ */
+#define STACK_MARGIN_BYTES 512u
+static __attribute__((noinline)) void give_back_stack(struct proc_engine *e)
+{
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+	uintptr_t start = (uintptr_t)e->stack;
+	uintptr_t here = (uintptr_t)__builtin_frame_address(0) - STACK_MARGIN_BYTES;
+
+	here &= ~(uintptr_t)(e->page_bytes - 1);
+	if (here > start && here < start + e->stack_bytes)
+		sys_raw(SYS_madvise, start, here - start, MADV_DONTNEED);
+#endif
+}
+
+/*
+ * Between passes nothing in the working memory is needed, nor what maps the index:
+ * the program can have it, page tables included.
+ */
 void proc_engine_rest(struct proc_engine *e)
 {
-	if (!e->work_used)
+	if (e->rested)
 		return;
+	if (e->link->connected && e->link->ops->rest)
+		e->link->ops->rest(e->link);
 	sys->madvise(e->work, sizeof(*e->work), MADV_DONTNEED);
 	e->work_used = false;
+	give_back_stack(e);
+	e->rested = true;
 }
 
 static void wait_for_work(struct proc_engine *e)
 {
 	struct pollfd fds[2] = { { .fd = e->sigfd, .events = POLLIN },
 				 { .fd = e->link->poll_fd, .events = POLLIN } };
-	uint64_t now = sys_now_usec();
+	uint64_t now;
 	int timeout = IDLE_MSEC;
 
-	proc_engine_rest(e);
+	/* Callers that merge page by page come back at once. */
+	if (!e->rested && sys->poll(fds, 2, LINGER_MSEC) == 0)
+		proc_engine_rest(e);
+	now = sys_now_usec();
 	/* A shim keeps looking for its broker; a library handle waits to be called. */
 	if (!e->link->connected && e->params.connect_later)
 		timeout = e->reconnect_at_usec <= now
@@ -360,12 +405,12 @@ static void free_memory(struct proc_engine *e)
 {
 	proc_arena_free(e->stack, e->stack_bytes);
 	proc_arena_free(e->work, sizeof(*e->work));
-	proc_arena_free(e, sizeof(*e));
+	proc_arena_free_small(e, sizeof(*e));
 }
 
 int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params)
 {
-	struct proc_engine *e = proc_arena_alloc(sizeof(*e));
+	struct proc_engine *e = proc_arena_alloc_small(sizeof(*e));
 	int err = -ENOMEM;
 
 	if (!e)
@@ -444,7 +489,7 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	}
 	e->call.kind = kind;
 	e->call.error = 0;
-	memset(&e->call.result, 0, sizeof(e->call.result));
+	memset(&e->call.stats, 0, sizeof(e->call.stats));
 	atomic_store(&e->call.done, 0);
 	atomic_store(&e->call_posted, 1);
 	err = wake(e);

@@ -37,6 +37,10 @@ struct proc_link_ops {
 	/* A read-only fd, the caller's; or -errno. */
 	int (*segment)(struct proc_link *link, uint32_t segment);
 	int (*tags)(struct proc_link *link, const uint32_t *tag, unsigned count);
+	/* Between passes, and before the next: mappings and buffers are not needed
+	 * meanwhile. May be NULL. wake: 0, or -errno and the link is to be given up. */
+	void (*rest)(struct proc_link *link);
+	int (*wake)(struct proc_link *link);
 	/* In a forked child: what the link holds belongs to the parent. */
 	void (*forget)(struct proc_link *link);
 	void (*free)(struct proc_link *link);

@@ -35,6 +35,7 @@
 /* Submitted together at most: a broker on another CPU is woken once for all of them. */
 #define PROC_RING_PAGES 256u
 #define PROC_OWNED_MAX 512u
+#define PROC_SEGMENTS_FEW 4u
 #define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
 #define PROC_STORE_PREFIX "/memfd:samepage-store"
 
@@ -114,8 +115,10 @@ struct proc_call {
 	uint64_t start, end;
 	uint32_t want; /* enum proc_want */
 	pid_t caller;  /* the thread that waits, with all signals blocked */
-	struct samepage_result result;
-	struct samepage_stats stats;
+	union { /* by kind */
+		struct samepage_result result;
+		struct samepage_stats stats;
+	};
 	int error;
 	_Atomic uint32_t done; /* futex: 1 when the answer is there */
 };
@@ -141,6 +144,7 @@ struct proc_engine {
 	struct proc_link *link;
 	struct proc_work *work;
 	bool work_used;
+	bool rested; /* since it was awake last */
 	int sigfd;
 	int uffd; /* -1: no freeze is possible here */
 	int pagemap_fd;
@@ -149,7 +153,9 @@ struct proc_engine {
 	bool have_procmap_query;
 	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */
 	struct proc_segment *segments;
-	uint32_t segments_count;
+	uint32_t segments_count; /* numbers that there can be */
+	uint32_t segments_room;  /* numbers that the table has room for */
+	struct proc_segment segments_few[PROC_SEGMENTS_FEW];
 	size_t segments_bytes; /* of each */
 	uint32_t page_shift;
 	uint64_t page_bytes;
@@ -177,6 +183,9 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 /* arena.c: memory of our own, excluded from merging */
 void *proc_arena_alloc(size_t bytes);
 void proc_arena_free(void *ptr, size_t bytes);
+/* The same for a few hundred bytes, from static memory where that is not taken. */
+void *proc_arena_alloc_small(size_t bytes);
+void proc_arena_free_small(void *ptr, size_t bytes);
 
 /* futex mutex (lock.c) */
 void proc_lock(_Atomic uint32_t *word);
@@ -276,7 +285,9 @@ bool proc_link_is_broker(const struct proc_link *link);
 
 /* engine.c */
 void proc_engine_forked(struct proc_engine *e); /* in the child, lock held */
-void proc_engine_rest(struct proc_engine *e); /* gives the working memory back */
+/* Before the link or the working memory is used: 0, or the link was lost. */
+int proc_engine_awake(struct proc_engine *e);
+void proc_engine_rest(struct proc_engine *e); /* gives both back, and the stack */
 int proc_engine_revive(struct proc_engine *e);
 struct proc_engine *proc_engines(void); /* registry head, lock held */
 

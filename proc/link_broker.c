@@ -10,6 +10,8 @@
  *
  * A lost connection is noticed by whatever call comes next; the link is then
  * disconnected and the engine decides when to try again (I6).
+ *
+ * Between passes (rest, wake) the descriptors stay and the mappings go.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,20 +27,15 @@
 /* A broker that does not answer is as good as dead; its own work is bounded. */
 #define ANSWER_MSEC 30000
 
-struct broker_link {
-	struct proc_link link;
-	char path[SYS_PATH_BYTES]; /* "" : the usual places */
-	char domain[CORE_WIRE_NAME_BYTES];
+/* What the broker shares with us: mapped while there is work, the fd kept. */
+struct shared {
 	int fd;
-	uint32_t seq;
-	void *index_map;
-	size_t index_bytes;
-	void *cand_map;
-	size_t cand_bytes;
-	size_t ring_bytes;
-	bool held; /* a REQUEST that came while we waited for an answer */
-	struct core_wire_request held_request;
-	bool held_trim;
+	void *map;
+	size_t bytes;
+};
+
+/* Packets; empty between passes. */
+struct room {
 	_Alignas(8) uint8_t in[CORE_WIRE_BYTES_MAX]; /* read as the packets' structures */
 	union {
 		struct core_wire_submit submit;
@@ -46,25 +43,46 @@ struct broker_link {
 	} out;
 };
 
+struct broker_link {
+	struct proc_link link;
+	char path[SYS_PATH_BYTES]; /* "" : the usual places */
+	char domain[CORE_WIRE_NAME_BYTES];
+	int fd;
+	uint32_t seq;
+	struct shared index, cand, ring;
+	struct room *room;
+	bool held; /* a REQUEST that came while we waited for an answer */
+	struct core_wire_request held_request;
+	bool held_trim;
+};
+
 static struct broker_link *of(struct proc_link *link)
 {
 	return (struct broker_link *)link;
 }
 
-static void unmap(void *map, size_t bytes)
+static void unmap(struct shared *s)
 {
-	if (map)
-		sys->munmap(map, bytes);
+	if (s->map)
+		sys->munmap(s->map, s->bytes);
+	s->map = NULL;
+}
+
+static void let_go(struct shared *s)
+{
+	unmap(s);
+	if (s->fd >= 0)
+		sys->close(s->fd);
+	s->fd = -1;
 }
 
 static void link_disconnect(struct proc_link *link)
 {
 	struct broker_link *b = of(link);
 
-	unmap(b->index_map, b->index_bytes);
-	unmap(b->cand_map, b->cand_bytes);
-	unmap(link->ring, b->ring_bytes);
-	b->index_map = b->cand_map = NULL;
+	let_go(&b->index);
+	let_go(&b->cand);
+	let_go(&b->ring);
 	link->ring = NULL;
 	if (b->fd >= 0)
 		sys->close(b->fd);
@@ -89,7 +107,7 @@ int proc_link_broker_send(struct proc_link *link, const void *packet, size_t byt
 static int receive(struct broker_link *b, int *fds, unsigned *nfds, int timeout_msec)
 {
 	struct pollfd p = { .fd = b->fd, .events = POLLIN };
-	const struct core_wire_header *h = (const void *)b->in;
+	const struct core_wire_header *h = (const void *)b->room->in;
 	unsigned min, max, got = CORE_WIRE_FDS_MAX;
 	int here[CORE_WIRE_FDS_MAX];
 	ssize_t n;
@@ -101,10 +119,10 @@ static int receive(struct broker_link *b, int *fds, unsigned *nfds, int timeout_
 	if (ready == 0)
 		return -EAGAIN;
 	n = ready < 0 ? -ENOTCONN
-		      : sys->recv_msg(b->fd, b->in, sizeof(b->in), here, &got, 0);
+		      : sys->recv_msg(b->fd, b->room->in, sizeof(b->room->in), here, &got, 0);
 	if (n <= 0)
 		return -ENOTCONN;
-	if (core_wire_check(b->in, (size_t)n, 0) == 0) {
+	if (core_wire_check(b->room->in, (size_t)n, 0) == 0) {
 		core_wire_fds(h->type, &min, &max);
 		if (got >= min && got <= max && (!got || fds)) {
 			for (unsigned i = 0; i < got; i++)
@@ -122,7 +140,7 @@ static int receive(struct broker_link *b, int *fds, unsigned *nfds, int timeout_
 /* Wait for the answer to question seq; other packets are kept or refused. */
 static int answer(struct broker_link *b, uint32_t seq, int *fds, unsigned *nfds)
 {
-	const struct core_wire_header *h = (const void *)b->in;
+	const struct core_wire_header *h = (const void *)b->room->in;
 
 	for (;;) {
 		int err = receive(b, fds, nfds, ANSWER_MSEC);
@@ -131,7 +149,7 @@ static int answer(struct broker_link *b, uint32_t seq, int *fds, unsigned *nfds)
 			return -ENOTCONN;
 		if (h->type == CORE_WIRE_REQUEST && !b->held) {
 			b->held = true;
-			memcpy(&b->held_request, b->in, sizeof(b->held_request));
+			memcpy(&b->held_request, b->room->in, sizeof(b->held_request));
 		} else if (h->type == CORE_WIRE_TRIM) {
 			b->held_trim = true;
 		} else if (h->seq == seq) {
@@ -146,7 +164,7 @@ static int answer(struct broker_link *b, uint32_t seq, int *fds, unsigned *nfds)
 int proc_link_broker_recv(struct proc_link *link, void *packet, size_t room)
 {
 	struct broker_link *b = of(link);
-	const struct core_wire_header *h = (const void *)b->in;
+	const struct core_wire_header *h = (const void *)b->room->in;
 	int err;
 
 	if (b->held_trim) {
@@ -164,7 +182,7 @@ int proc_link_broker_recv(struct proc_link *link, void *packet, size_t room)
 		return 0;
 	if (err < 0 || h->bytes > room)
 		return -ENOTCONN;
-	memcpy(packet, b->in, h->bytes);
+	memcpy(packet, b->room->in, h->bytes);
 	return (int)h->bytes;
 }
 
@@ -189,48 +207,96 @@ static int hello(struct broker_link *b)
 	return proc_link_broker_send(&b->link, &m, sizeof(m));
 }
 
-static void *map_shared(int fd, size_t bytes, int prot)
+/*
+ * Far below everything else, if there is room: what the program maps meanwhile would
+ * otherwise come to lie below these many megabytes, where it needs page tables of its
+ * own, and stay there.
+ */
+#define FAR_BYTES (4ull << 30)
+#define FAR_STEP_BYTES (1ull << 30)
+static void *far_from(const struct shared *s, unsigned place)
 {
-	intptr_t p = sys->mmap(NULL, bytes, prot, MAP_SHARED, fd, 0);
+	uintptr_t here = (uintptr_t)s & ~(uintptr_t)(sys_page_bytes() - 1);
 
-	if (p < 0)
-		return NULL;
-	/* A forked child has no business with the parent's ring. */
-	if (sys->madvise((void *)p, bytes, MADV_DONTFORK) < 0) {
-		sys->munmap((void *)p, bytes);
-		return NULL;
-	}
-	return (void *)p;
+	return here > 2 * FAR_BYTES ? (void *)(here - FAR_BYTES + place * FAR_STEP_BYTES) : NULL;
+}
+
+/*
+ * In the memory lock, for no fork must come between: a child has no business with its
+ * parent's ring.
+ */
+static int map_shared(struct shared *s, unsigned place, int prot)
+{
+	intptr_t p;
+	int err = 0;
+
+	if (s->map)
+		return 0;
+	proc_mem_lock_engine();
+	p = sys->mmap(far_from(s, place), s->bytes, prot, MAP_SHARED, s->fd, 0);
+	if (p >= 0)
+		err = sys->madvise((void *)p, s->bytes, MADV_DONTFORK);
+	if (p >= 0 && err < 0)
+		sys->munmap((void *)p, s->bytes);
+	proc_mem_unlock_engine();
+	if (p < 0 || err < 0)
+		return -ENOMEM;
+	s->map = (void *)p;
+	return 0;
+}
+
+static int link_wake(struct proc_link *link)
+{
+	struct broker_link *b = of(link);
+
+	if (link->ring)
+		return 0;
+	if (map_shared(&b->index, 0, PROT_READ) < 0 || map_shared(&b->cand, 1, PROT_READ) < 0 ||
+	    map_shared(&b->ring, 2, PROT_READ | PROT_WRITE) < 0)
+		return -ENOMEM;
+	if (core_index_attach(&link->index, b->index.map, b->index.bytes,
+			      (uint32_t)sys_page_bytes()) < 0 ||
+	    core_cand_attach(&link->cand, b->cand.map, b->cand.bytes) < 0)
+		return -EPROTO;
+	link->ring = b->ring.map;
+	return 0;
+}
+
+static void link_rest(struct proc_link *link)
+{
+	struct broker_link *b = of(link);
+
+	link->ring = NULL;
+	unmap(&b->index);
+	unmap(&b->cand);
+	unmap(&b->ring);
+	sys->madvise(b->room, sizeof(*b->room), MADV_DONTNEED);
 }
 
 static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsigned nfds)
 {
-	const struct core_wire_welcome *w = (const void *)b->in;
-	const size_t page = sys_page_bytes();
+	const struct core_wire_welcome *w = (const void *)b->room->in;
+	struct shared *const to[] = { &b->index, &b->cand, &b->ring };
 
 	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES)
 		return -EPROTO;
-	b->index_bytes = w->index_bytes;
-	b->cand_bytes = w->cand_bytes;
-	b->ring_bytes = PROC_RING_PAGES * page;
-	b->index_map = map_shared(fds[0], b->index_bytes, PROT_READ);
-	b->cand_map = map_shared(fds[1], b->cand_bytes, PROT_READ);
-	b->link.ring = map_shared(fds[2], b->ring_bytes, PROT_READ | PROT_WRITE);
-	if (!b->index_map || !b->cand_map || !b->link.ring)
-		return -ENOMEM;
-	if (core_index_attach(&b->link.index, b->index_map, b->index_bytes, (uint32_t)page) < 0 ||
-	    core_cand_attach(&b->link.cand, b->cand_map, b->cand_bytes) < 0)
-		return -EPROTO;
+	b->index.bytes = w->index_bytes;
+	b->cand.bytes = w->cand_bytes;
+	b->ring.bytes = PROC_RING_PAGES * sys_page_bytes();
+	for (unsigned i = 0; i < 3; i++) {
+		to[i]->fd = fds[i];
+		fds[i] = -1;
+	}
 	if (nfds > 3) {
 		b->link.uffd_dev = fds[3];
 		fds[3] = -1;
 	}
-	return 0;
+	return link_wake(&b->link);
 }
 
 static int welcome(struct broker_link *b)
 {
-	const struct core_wire_header *h = (const void *)b->in;
+	const struct core_wire_header *h = (const void *)b->room->in;
 	int fds[CORE_WIRE_FDS_MAX] = { -1, -1, -1, -1 };
 	unsigned nfds = 0;
 	int err = answer(b, b->seq, fds, &nfds);
@@ -277,8 +343,8 @@ static int link_submit(struct proc_link *link, const uint16_t *ring_page, unsign
 		       uint32_t *slot, uint8_t *reason)
 {
 	struct broker_link *b = of(link);
-	struct core_wire_submit *m = &b->out.submit;
-	const struct core_wire_slots *r = (const void *)b->in;
+	struct core_wire_submit *m = &b->room->out.submit;
+	const struct core_wire_slots *r = (const void *)b->room->in;
 	size_t bytes = core_wire_bytes(CORE_WIRE_SUBMIT, count);
 
 	core_wire_header_init(&m->h, CORE_WIRE_SUBMIT, (uint32_t)bytes, ++b->seq);
@@ -298,7 +364,7 @@ static int link_submit(struct proc_link *link, const uint16_t *ring_page, unsign
 static int link_segment(struct proc_link *link, uint32_t segment)
 {
 	struct broker_link *b = of(link);
-	const struct core_wire_header *h = (const void *)b->in;
+	const struct core_wire_header *h = (const void *)b->room->in;
 	struct core_wire_segment m = { .segment = segment };
 	int fds[CORE_WIRE_FDS_MAX];
 	unsigned nfds = 0;
@@ -323,7 +389,7 @@ static int link_segment(struct proc_link *link, uint32_t segment)
 static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
 {
 	struct broker_link *b = of(link);
-	struct core_wire_tags *m = &b->out.tags;
+	struct core_wire_tags *m = &b->room->out.tags;
 	size_t bytes = core_wire_bytes(CORE_WIRE_TAGS, count);
 
 	core_wire_header_init(&m->h, CORE_WIRE_TAGS, (uint32_t)bytes, ++b->seq);
@@ -354,7 +420,7 @@ static void link_forget(struct proc_link *link)
 	/* None of the descriptors is in this process's table, none of the mappings
 	 * in its address space (DONTFORK). */
 	b->fd = link->poll_fd = link->uffd_dev = -1;
-	b->index_map = b->cand_map = NULL;
+	b->index = b->cand = b->ring = (struct shared){ .fd = -1 };
 	link->ring = NULL;
 	b->held = b->held_trim = false;
 	link->connected = false;
@@ -363,7 +429,8 @@ static void link_forget(struct proc_link *link)
 static void link_free(struct proc_link *link)
 {
 	link_disconnect(link);
-	proc_arena_free(of(link), sizeof(struct broker_link));
+	proc_arena_free(of(link)->room, sizeof(struct room));
+	proc_arena_free_small(of(link), sizeof(struct broker_link));
 }
 
 static const struct proc_link_ops broker_ops = {
@@ -372,6 +439,8 @@ static const struct proc_link_ops broker_ops = {
 	.submit = link_submit,
 	.segment = link_segment,
 	.tags = link_tags,
+	.rest = link_rest,
+	.wake = link_wake,
 	.forget = link_forget,
 	.free = link_free,
 };
@@ -391,9 +460,15 @@ int proc_link_broker_new(struct proc_link **out, const char *socket_path, const 
 		return -EINVAL;
 	if (socket_path && strlen(socket_path) >= SYS_PATH_BYTES)
 		return -ENAMETOOLONG;
-	b = proc_arena_alloc(sizeof(*b));
+	b = proc_arena_alloc_small(sizeof(*b));
 	if (!b)
 		return -ENOMEM;
+	b->room = proc_arena_alloc(sizeof(*b->room));
+	if (!b->room) {
+		proc_arena_free_small(b, sizeof(*b));
+		return -ENOMEM;
+	}
+	b->index.fd = b->cand.fd = b->ring.fd = -1;
 	b->link.ops = &broker_ops;
 	b->link.poll_fd = b->link.uffd_dev = b->fd = -1;
 	if (socket_path)

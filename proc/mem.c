@@ -29,10 +29,14 @@ static uint64_t sets_bytes;
 static void (*before_pass)(void);
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
+#define EXCLUDED_FEW 16
 #define EXCLUDED_MAX 256
-static struct {
+struct excluded {
 	uint64_t start, end;
-} excluded[EXCLUDED_MAX];
+};
+/* Small while that is enough: static memory is a private copy in every process. */
+static struct excluded excluded_few[EXCLUDED_FEW];
+static struct excluded *excluded = excluded_few;
 static unsigned excluded_count;
 static _Atomic uint32_t excluded_lock;
 
@@ -50,21 +54,59 @@ static uint64_t page_up(uint64_t addr)
 	return page_down(addr + sys_page_bytes() - 1);
 }
 
-/* Straight from the kernel, page-rounded; never through an interposed call. */
+/*
+ * Sets begin in small pieces of static memory, which share a page with the rest of
+ * it: with a mapping for each, every process would have a page for each, and as many
+ * page tables where they happen to lie. Larger ones come straight from the kernel,
+ * page-rounded; never through an interposed call.
+ */
+#define SMALL_BYTES (8 * sizeof(struct core_range))
+#define SMALL_COUNT 4u
+static struct core_range small_sets[SMALL_COUNT][SMALL_BYTES / sizeof(struct core_range)];
+static bool small_taken[SMALL_COUNT];
+
+static void *small_take(void)
+{
+	for (unsigned i = 0; i < SMALL_COUNT; i++)
+		if (!small_taken[i]) {
+			small_taken[i] = true;
+			return small_sets[i];
+		}
+	return NULL;
+}
+
+static bool is_small(const void *ptr)
+{
+	return (uintptr_t)ptr >= (uintptr_t)small_sets &&
+	       (uintptr_t)ptr < (uintptr_t)small_sets + sizeof(small_sets);
+}
+
+static void sets_free(void *ptr, size_t bytes)
+{
+	if (is_small(ptr)) {
+		small_taken[((uintptr_t)ptr - (uintptr_t)small_sets) / SMALL_BYTES] = false;
+	} else if (ptr) {
+		sys->munmap(ptr, page_up(bytes));
+		sets_bytes -= page_up(bytes);
+	}
+}
+
 void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 {
-	size_t old_len = page_up(old_bytes), new_len = page_up(new_bytes);
+	bool mapped = ptr && !is_small(ptr);
+	size_t old_len = mapped ? page_up(old_bytes) : 0, new_len = page_up(new_bytes);
+	void *small = !ptr && new_bytes && new_bytes <= SMALL_BYTES ? small_take() : NULL;
 	intptr_t p;
 
-	if (ptr && new_len == old_len)
-		return ptr;
+	if (small)
+		return small;
 	if (new_bytes == 0) {
-		if (ptr)
-			sys->munmap(ptr, old_len);
-		sets_bytes -= old_len;
+		sets_free(ptr, old_bytes);
 		return NULL;
 	}
-	if (ptr)
+	if (mapped && new_len == old_len)
+		return ptr;
+	if (mapped)
 		p = sys->mremap(ptr, old_len, new_len, MREMAP_MAYMOVE, NULL);
 	else
 		p = sys->mmap(NULL, new_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -72,6 +114,10 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 	if (p < 0)
 		return NULL;
 	sets_bytes += new_len - old_len;
+	if (ptr && !mapped) {
+		memcpy((void *)p, ptr, old_bytes < new_bytes ? old_bytes : new_bytes);
+		sets_free(ptr, old_bytes);
+	}
 	return (void *)p;
 }
 
@@ -413,12 +459,32 @@ uint64_t proc_mem_own_bytes(void)
 
 /* --- excluded ------------------------------------------------------------- */
 
+static bool room_to_exclude(void)
+{
+	intptr_t p;
+
+	if (excluded_count < EXCLUDED_FEW)
+		return true;
+	if (excluded != excluded_few)
+		return excluded_count < EXCLUDED_MAX;
+	p = sys->mmap(NULL, page_up(EXCLUDED_MAX * sizeof(*excluded)), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p < 0)
+		return false;
+	memcpy((void *)p, excluded_few, sizeof(excluded_few));
+	excluded = (struct excluded *)p;
+	/* The list itself is ours, too; kept for good. */
+	excluded[excluded_count].start = (uint64_t)p;
+	excluded[excluded_count++].end = (uint64_t)p + page_up(EXCLUDED_MAX * sizeof(*excluded));
+	return true;
+}
+
 int proc_mem_exclude(const void *addr, size_t bytes)
 {
 	int err = -ENOMEM;
 
 	proc_lock(&excluded_lock);
-	if (excluded_count < EXCLUDED_MAX) {
+	if (room_to_exclude()) {
 		excluded[excluded_count].start = page_down((uintptr_t)addr);
 		excluded[excluded_count].end = page_up((uintptr_t)addr + bytes);
 		excluded_count++;

@@ -27,15 +27,21 @@
 #endif
 
 #define ANCHORS 64u
+#define ANCHORS_FEW 4u
+#define FAR_BYTES (1ull << 30)
 
-static struct anchor {
+struct anchor {
 	uint64_t base; /* of the mapping; 0: not in use */
 	uint64_t bytes;
 	uint64_t start;  /* the address whose bytes base has */
 	uint64_t offset; /* of base in the file */
 	uint64_t inode;
 	uint32_t dev_major, dev_minor;
-} anchors[ANCHORS];
+};
+/* Small while that is enough: static memory is a private copy in every process. */
+static struct anchor anchors_few[ANCHORS_FEW];
+static struct anchor *anchors = anchors_few;
+static uint32_t anchors_room = ANCHORS_FEW;
 
 static struct core_rangeset origin = { .realloc = proc_mem_sets_realloc };
 
@@ -56,7 +62,7 @@ static bool in_use(uint32_t i)
 
 static void drop_unused(void)
 {
-	for (uint32_t i = 0; i < ANCHORS; i++) {
+	for (uint32_t i = 0; i < anchors_room; i++) {
 		if (!anchors[i].base || in_use(i))
 			continue;
 		sys->munmap((void *)anchors[i].base, anchors[i].bytes);
@@ -133,6 +139,21 @@ static int check_file(const struct sys_vma *v, uint64_t base, int maps_fd)
 		       : -ESTALE;
 }
 
+static int more_anchors(void)
+{
+	struct anchor *more;
+
+	if (anchors_room == ANCHORS)
+		return -ENOSPC;
+	more = proc_arena_alloc(ANCHORS * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	memcpy(more, anchors_few, sizeof(anchors_few));
+	anchors = more;
+	anchors_room = ANCHORS;
+	return 0;
+}
+
 int proc_origin_keep(const struct sys_vma *v, int fd, int maps_fd)
 {
 	uint64_t bytes = v->end - v->start;
@@ -141,11 +162,17 @@ int proc_origin_keep(const struct sys_vma *v, int fd, int maps_fd)
 	int err;
 
 	proc_origin_collect(maps_fd);
-	while (i < ANCHORS && anchors[i].base)
+	while (i < anchors_room && anchors[i].base)
 		i++;
-	if (i == ANCHORS)
-		return -ENOSPC;
-	p = sys->mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE, fd, (off_t)v->offset);
+	err = i < anchors_room ? 0 : more_anchors();
+	if (err < 0)
+		return err;
+	/*
+	 * Far from everything, if there is room: it needs no page tables, but would keep
+	 * those of whatever comes and goes beside it.
+	 */
+	p = sys->mmap((void *)(v->start > 2 * FAR_BYTES ? v->start - FAR_BYTES : 0), bytes,
+		      PROT_NONE, MAP_PRIVATE, fd, (off_t)v->offset);
 	if (p < 0)
 		return (int)p;
 	err = check_file(v, (uint64_t)p, maps_fd);

@@ -23,14 +23,32 @@ static size_t segment_bytes(const struct proc_engine *e)
 	return (size_t)e->link->index.header->segment_slots << e->page_shift;
 }
 
-static size_t table_bytes(const struct proc_engine *e)
+static void empty(struct proc_segment *from, uint32_t count)
 {
-	return e->segments_count * sizeof(struct proc_segment);
+	for (uint32_t i = 0; i < count; i++)
+		from[i] = (struct proc_segment){ .fd = -1 };
+}
+
+/* The first few stand in the engine itself: most processes never see more. */
+static int room_for(struct proc_engine *e, uint32_t number)
+{
+	struct proc_segment *table;
+
+	if (number < e->segments_room)
+		return 0;
+	table = proc_arena_alloc(e->segments_count * sizeof(*table));
+	if (!table)
+		return -ENOMEM;
+	memcpy(table, e->segments_few, sizeof(e->segments_few));
+	empty(table + PROC_SEGMENTS_FEW, e->segments_count - PROC_SEGMENTS_FEW);
+	e->segments = table;
+	e->segments_room = e->segments_count;
+	return 0;
 }
 
 void proc_segments_unmap(struct proc_engine *e)
 {
-	for (uint32_t i = 0; i < e->segments_count; i++) {
+	for (uint32_t i = 0; i < e->segments_room; i++) {
 		if (!e->segments[i].map)
 			continue;
 		sys->munmap((void *)e->segments[i].map, e->segments_bytes);
@@ -40,7 +58,7 @@ void proc_segments_unmap(struct proc_engine *e)
 
 static void close_fds(struct proc_engine *e)
 {
-	for (uint32_t i = 0; i < e->segments_count; i++) {
+	for (uint32_t i = 0; i < e->segments_room; i++) {
 		if (e->segments[i].fd >= 0)
 			sys->close(e->segments[i].fd);
 		e->segments[i].fd = -1;
@@ -50,13 +68,14 @@ static void close_fds(struct proc_engine *e)
 void proc_segments_forget(struct proc_engine *e)
 {
 	struct proc_segment *table = e->segments;
-	size_t bytes = table_bytes(e);
+	size_t bytes = e->segments_room * sizeof(*table);
 
 	/* The fds were never in a child's table, the mappings were DONTFORK. The
 	 * pointer goes first: a fork in between must not leave a child with it. */
 	e->segments = NULL;
-	e->segments_count = 0;
-	proc_arena_free(table, bytes);
+	e->segments_count = e->segments_room = 0;
+	if (table != e->segments_few)
+		proc_arena_free(table, bytes);
 }
 
 int proc_segments_reset(struct proc_engine *e, uint32_t count)
@@ -69,14 +88,10 @@ int proc_segments_reset(struct proc_engine *e, uint32_t count)
 	e->segments_count = count;
 	if (!count)
 		return 0;
-	e->segments = proc_arena_alloc(table_bytes(e));
-	if (!e->segments) {
-		e->segments_count = 0;
-		return -ENOMEM;
-	}
+	empty(e->segments_few, PROC_SEGMENTS_FEW);
+	e->segments = e->segments_few;
+	e->segments_room = count < PROC_SEGMENTS_FEW ? count : PROC_SEGMENTS_FEW;
 	e->segments_bytes = segment_bytes(e);
-	for (uint32_t i = 0; i < count; i++)
-		e->segments[i].fd = -1;
 	return 0;
 }
 
@@ -86,7 +101,7 @@ static struct proc_segment *fetch(struct proc_engine *e, uint32_t slot)
 	struct proc_segment *seg;
 
 	/* The index is a hint from shared memory; what it says is checked. */
-	if (number >= e->segments_count)
+	if (number >= e->segments_count || room_for(e, number) < 0)
 		return NULL;
 	seg = &e->segments[number];
 	if (seg->fd < 0) {
@@ -148,7 +163,7 @@ static int mark_used(const struct sys_vma *vma, void *arg)
 
 	if (!proc_vma_is_run(vma))
 		return 0;
-	for (uint32_t i = 0; i < u->e->segments_count; i++)
+	for (uint32_t i = 0; i < u->e->segments_room; i++)
 		if (u->e->segments[i].fd >= 0 && u->inode[i] == vma->inode)
 			u->used[i] = 1;
 	return 0;
@@ -160,17 +175,17 @@ static uint8_t *find_used(struct proc_engine *e, size_t *bytes)
 	struct in_use u = { .e = e };
 	uint64_t *inode;
 
-	*bytes = e->segments_count * (sizeof(*inode) + 1);
+	*bytes = e->segments_room * (sizeof(*inode) + 1);
 	inode = proc_arena_alloc(*bytes);
 	if (!inode)
 		return NULL;
 	u.inode = inode;
-	u.used = (uint8_t *)(inode + e->segments_count);
-	for (uint32_t i = 0; i < e->segments_count; i++)
+	u.used = (uint8_t *)(inode + e->segments_room);
+	for (uint32_t i = 0; i < e->segments_room; i++)
 		if (e->segments[i].fd >= 0)
 			sys->inode(e->segments[i].fd, &inode[i]);
 	if (sys_maps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), mark_used, &u) < 0)
-		memset(u.used, 1, e->segments_count);
+		memset(u.used, 1, e->segments_room);
 	return (uint8_t *)inode;
 }
 
@@ -179,13 +194,13 @@ void proc_segments_trim(struct proc_engine *e)
 	size_t bytes;
 	uint8_t *mem;
 
-	if (!e->segments_count)
+	if (!e->segments_room)
 		return;
 	mem = find_used(e, &bytes);
 	if (!mem)
 		return;
-	for (uint32_t i = 0; i < e->segments_count; i++) {
-		if (e->segments[i].fd < 0 || mem[e->segments_count * sizeof(uint64_t) + i])
+	for (uint32_t i = 0; i < e->segments_room; i++) {
+		if (e->segments[i].fd < 0 || mem[e->segments_room * sizeof(uint64_t) + i])
 			continue;
 		sys->close(e->segments[i].fd);
 		e->segments[i].fd = -1;
@@ -195,7 +210,7 @@ void proc_segments_trim(struct proc_engine *e)
 
 void proc_segments_offer(struct proc_engine *e)
 {
-	for (uint32_t i = 0; i < e->segments_count; i++) {
+	for (uint32_t i = 0; i < e->segments_room; i++) {
 		int fd = e->segments[i].fd;
 
 		if (fd < 0)

@@ -45,7 +45,7 @@ int64_t proc_sharing_pages(struct proc_engine *e)
 uint64_t proc_serve_own_bytes(struct proc_engine *e)
 {
 	return sizeof(*e) + sizeof(*e->work) + e->stack_bytes + proc_mem_own_bytes() +
-	       e->segments_count * sizeof(struct proc_segment);
+	       e->segments_room * sizeof(struct proc_segment);
 }
 
 void proc_serve_report(struct proc_engine *e, struct core_wire_report *r)
@@ -157,6 +157,8 @@ void proc_serve(struct proc_engine *e)
 		int n = proc_link_broker_recv(e->link, h, sizeof(e->work->packet));
 
 		if (n == 0)
+			return;
+		if (n > 0 && proc_engine_awake(e) < 0)
 			return;
 		if (n > 0 && h->type == CORE_WIRE_REQUEST)
 			serve_request(e, (const struct core_wire_request *)h);

@@ -27,8 +27,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 
 #include "sys/fault.h"
+#include "sys/raw.h"
 
 struct point {
 	_Atomic uint64_t calls;
@@ -38,14 +40,22 @@ struct point {
 	_Atomic int error;
 };
 
-static struct point points[SYS_FAULT_COUNT];
+/* Made by the first who arms or counts, and kept: hardly any process ever does. */
+static struct point *points;
 
-static const char *const names[SYS_FAULT_COUNT] = {
-	[SYS_FAULT_NONE] = "none",
-#define FAULT_NAME(ret, name, params, args) [SYS_FAULT_##name] = #name,
-	SYS_OPS(FAULT_NAME)
-#undef FAULT_NAME
-};
+static int make_points(void)
+{
+	long p;
+
+	if (points)
+		return 0;
+	p = sys_raw(SYS_mmap, NULL, sizeof(*points) * SYS_FAULT_COUNT, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p < 0 && p >= -4095)
+		return (int)p;
+	points = (struct point *)p;
+	return 0;
+}
 
 static bool valid_point(enum sys_fault_point point)
 {
@@ -164,6 +174,8 @@ int sys_fault_arm(enum sys_fault_point point, uint64_t nth, int error, uint64_t 
 
 	if (!valid_point(point) || nth == 0 || error <= 0 || error > 4095)
 		return -EINVAL;
+	if (make_points() < 0)
+		return -ENOMEM;
 	p = &points[point];
 	atomic_store_explicit(&p->nth, 0, memory_order_relaxed);
 	atomic_store_explicit(&p->error, error, memory_order_relaxed);
@@ -177,13 +189,14 @@ int sys_fault_arm(enum sys_fault_point point, uint64_t nth, int error, uint64_t 
 
 void sys_fault_count_only(void)
 {
-	use_table(&sys_faulty);
+	if (make_points() == 0)
+		use_table(&sys_faulty);
 }
 
 void sys_fault_reset(void)
 {
 	use_table(&sys_real);
-	for (int i = 0; i < SYS_FAULT_COUNT; i++) {
+	for (int i = 0; points && i < SYS_FAULT_COUNT; i++) {
 		atomic_store_explicit(&points[i].nth, 0, memory_order_relaxed);
 		atomic_store_explicit(&points[i].times, 0, memory_order_relaxed);
 		atomic_store_explicit(&points[i].error, 0, memory_order_relaxed);
@@ -194,17 +207,29 @@ void sys_fault_reset(void)
 
 uint64_t sys_fault_calls(enum sys_fault_point point)
 {
-	return valid_point(point) ? atomic_load(&points[point].calls) : 0;
+	return points && valid_point(point) ? atomic_load(&points[point].calls) : 0;
 }
 
 uint64_t sys_fault_hits(enum sys_fault_point point)
 {
-	return valid_point(point) ? atomic_load(&points[point].hits) : 0;
+	return points && valid_point(point) ? atomic_load(&points[point].hits) : 0;
 }
 
 const char *sys_fault_name(enum sys_fault_point point)
 {
-	return (unsigned)point < SYS_FAULT_COUNT ? names[point] : NULL;
+	/* No table of pointers: it would be relocated, a private copy in each process. */
+	switch (point) {
+	case SYS_FAULT_NONE:
+		return "none";
+#define FAULT_NAME(ret, name, params, args)                                                        \
+	case SYS_FAULT_##name:                                                                     \
+		return #name;
+		SYS_OPS(FAULT_NAME)
+#undef FAULT_NAME
+	case SYS_FAULT_COUNT:
+		break;
+	}
+	return NULL;
 }
 
 /* the environment -------------------------------------------------------------- */
@@ -233,9 +258,12 @@ static const char *parse_number(const char *s, uint64_t *value)
 
 static enum sys_fault_point point_of(const char *name, size_t length)
 {
-	for (int i = SYS_FAULT_NONE + 1; i < SYS_FAULT_COUNT; i++)
-		if (strlen(names[i]) == length && memcmp(names[i], name, length) == 0)
+	for (int i = SYS_FAULT_NONE + 1; i < SYS_FAULT_COUNT; i++) {
+		const char *known = sys_fault_name((enum sys_fault_point)i);
+
+		if (strlen(known) == length && memcmp(known, name, length) == 0)
 			return (enum sys_fault_point)i;
+	}
 	return SYS_FAULT_NONE;
 }
 
