@@ -213,7 +213,7 @@ unsigned proc_origin_count(void)
 {
 	unsigned n = 0;
 
-	for (uint32_t i = 0; i < ANCHORS; i++)
+	for (uint32_t i = 0; i < anchors_room; i++)
 		n += anchors[i].base != 0;
 	return n;
 }
