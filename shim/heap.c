@@ -49,6 +49,7 @@
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "proc/mem.h"
@@ -210,8 +211,26 @@ SHIM_EXPORT int mallopt(int param, int value)
 /* What the program said of parts of the heap, while the heap is not owned. */
 #define KEPT_MAX 64
 #define SAID (PROC_OWN_ADVISED | PROC_OWN_REFUSED)
-static struct core_range kept[KEPT_MAX];
-static unsigned kept_count;
+/* Room for more than one is made when it is needed: few programs say anything. */
+static struct core_range kept_one;
+static struct core_range *kept = &kept_one;
+static unsigned kept_room = 1, kept_count;
+
+static bool more_room(void)
+{
+	intptr_t p;
+
+	if (kept_room == KEPT_MAX)
+		return false;
+	p = sys->mmap(NULL, KEPT_MAX * sizeof(*kept), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p < 0)
+		return false;
+	*(struct core_range *)p = kept_one;
+	kept = (struct core_range *)p;
+	kept_room = KEPT_MAX;
+	return true;
+}
 
 static void keep_said(void)
 {
@@ -222,7 +241,7 @@ static void keep_said(void)
 		if (!(r.attr & SAID))
 			continue;
 		/* Too much was said: no merging of any of it is what nobody can mind. */
-		if (kept_count == KEPT_MAX) {
+		if (kept_count == kept_room && !more_room()) {
 			kept_count = 1;
 			kept[0] = (struct core_range){ .start = heap.start, .end = heap.end,
 						       .attr = PROC_OWN_REFUSED };
