@@ -152,6 +152,13 @@ static void take_call(struct proc_engine *e)
 	case PROC_CALL_STATS:
 		call_stats(e, &e->call);
 		break;
+	case PROC_CALL_STOP_FREEZING:
+		e->no_freeze = true;
+		proc_freeze_teardown(e);
+		break;
+	case PROC_CALL_HOME:
+		e->call.error = proc_home_range(e, e->call.start, e->call.end);
+		break;
 	case PROC_CALL_NONE:
 		break;
 	}
@@ -427,6 +434,8 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 {
 	int err;
 
+	if (e->retired)
+		return -ECANCELED;
 	if (atomic_load(&e->state) == PROC_DEAD) {
 		err = proc_engine_revive(e);
 		if (err < 0)
@@ -474,6 +483,48 @@ int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats)
 	return err;
 }
 
+void proc_engine_stop_freezing(struct proc_engine *e)
+{
+	if (!e)
+		return;
+	proc_lock(&e->call_lock);
+	/* Without a thread (a forked child) there is no staging either. */
+	if (atomic_load(&e->state) == PROC_DEAD || post(e, PROC_CALL_STOP_FREEZING) < 0)
+		e->no_freeze = true;
+	proc_unlock(&e->call_lock);
+}
+
+int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	int err;
+
+	if (!e)
+		return -ECANCELED;
+	proc_lock(&e->call_lock);
+	e->call.start = start;
+	e->call.end = end;
+	err = post(e, PROC_CALL_HOME);
+	proc_unlock(&e->call_lock);
+	return err;
+}
+
+void proc_engine_retire(struct proc_engine *e)
+{
+	if (!e)
+		return;
+	proc_lock(&e->call_lock);
+	e->retired = true;
+	if (atomic_load(&e->state) == PROC_STARTING)
+		(void)wait_started(e);
+	if (atomic_load(&e->state) == PROC_IDLE) {
+		atomic_store(&e->state, PROC_CLOSING);
+		(void)wake(e);
+	}
+	join(e);
+	atomic_store(&e->state, PROC_DEAD);
+	proc_unlock(&e->call_lock);
+}
+
 /* --- fork ----------------------------------------------------------------- */
 
 void proc_engine_forked(struct proc_engine *e)
@@ -493,7 +544,7 @@ void proc_engine_forked(struct proc_engine *e)
 
 int proc_engine_revive(struct proc_engine *e)
 {
-	int err = start_thread(e);
+	int err = e->retired ? -ECANCELED : start_thread(e);
 
 	if (err < 0) {
 		atomic_store(&e->state, PROC_DEAD);

@@ -77,6 +77,10 @@ void shim_forget(const struct shim_range *range); /* unmapped, or something else
 void shim_stop_owning(void);                      /* for good */
 bool shim_owning(void);
 
+/* The one engine; there when ready (init.c). */
+struct proc_engine;
+struct proc_engine *shim_engine(void);
+
 /* Handlers: the kernel's result or -errno. */
 intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
 int shim_unmap(void *addr, size_t bytes);
@@ -91,6 +95,7 @@ int shim_lock_all(int flags);
 /* A call that changes [addr, addr + bytes) in place: munlock, mbind ... */
 long shim_change(long n, const long arg[6], bool disown);
 intptr_t shim_raw_brk(uint64_t to); /* syscall(SYS_brk) */
+long shim_ioctl(int fd, unsigned long request, long arg);
 long shim_fork_raw(long n, const long arg[6]); /* fork, clone, clone3 without CLONE_VM */
 int shim_execve(const char *path, char *const argv[], char *const envp[]);
 int shim_execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags);

@@ -93,6 +93,9 @@ static bool change_call(long n, const long a[6], long *ret)
 static bool process_call(long n, const long a[6], long *ret)
 {
 	switch (n) {
+	case SYS_ioctl:
+		*ret = shim_ioctl((int)a[0], (unsigned long)a[1], a[2]);
+		return true;
 #ifdef SYS_fork
 	case SYS_fork:
 #endif

@@ -70,6 +70,16 @@ int sys_real_uffd_wake(int fd, const void *addr, size_t bytes)
 	return do_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+int sys_real_uffd_wp(int fd, const void *addr, size_t bytes, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { .start = (uintptr_t)addr, .len = bytes },
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return do_ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
+}
+
 /*
  * After one ioctl that returned r and left `progress` in its result field: 0 to
  * call again, otherwise what to return. `progress` was 0 before the call and can
