@@ -508,6 +508,13 @@ int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
 	return err;
 }
 
+bool proc_engine_is_here(struct proc_engine *e)
+{
+	/* Signal 0: is there such a thread? */
+	return e && atomic_load(&e->state) != PROC_DEAD &&
+	       (atomic_load(&e->state) == PROC_STARTING || sys->tgkill(getpid(), e->tid, 0) == 0);
+}
+
 void proc_engine_retire(struct proc_engine *e)
 {
 	if (!e)

@@ -66,6 +66,10 @@ void proc_engine_stop_freezing(struct proc_engine *e);
  * 0; -EBUSY: some of it is pinned for DMA or must not be touched; -ENOMEM, -EPERM.
  */
 int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end);
+/* A filter of the program's forbids the fork that finds pinned pages (home.c). */
+void proc_home_without_fork(void);
+/* Does the engine's thread belong to the calling process (not so in a child of vfork)? */
+bool proc_engine_is_here(struct proc_engine *e);
 /* End the thread: from then on no system call is made that no program thread makes. */
 void proc_engine_retire(struct proc_engine *e);
 

@@ -16,9 +16,13 @@
  *     is pinned. A page never written maps its slot; DMA would have copied it first
  *  4. piece by piece: anonymous memory elsewhere with the same protection and advice
  *     gets the bytes and is moved over the mapping with mremap, in one step
+ *     The hull keeps the range: what came home consists of several mappings for ever
+ *     (pages that moved keep the number of their old place, so the kernel does not join
+ *     them), and mremap has to go on knowing that
  *  5. the userfaultfd is closed, which wakes everybody
  *
- * A pinned page, and mappings with a protection key, stay as they are: -EBUSY.
+ * Where no such child can be made, every page written since its merge counts as
+ * pinned. A pinned page, and mappings with a protection key, stay as they are: -EBUSY.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -129,6 +133,13 @@ static bool any_written(struct home *h)
  * The child: a copy of everything, in which nothing runs but this. It has no exit
  * signal, so the program's wait() does not see it.
  */
+static _Atomic bool fork_forbidden;
+
+void proc_home_without_fork(void)
+{
+	atomic_store(&fork_forbidden, true);
+}
+
 static long make_child(void)
 {
 	long parent = sys_raw(SYS_getpid, 0), pid = sys_raw(SYS_clone, 0, 0, 0, 0, 0);
@@ -192,10 +203,8 @@ static int replace(const struct piece *p, uint64_t start, uint64_t end, uint32_t
 				    (void *)start);
 		err = moved < 0 ? (int)moved : 0;
 	}
-	if (err == 0) {
-		proc_mem_release(start, end);
+	if (err == 0)
 		return 0;
-	}
 	if (!(p->prot & PROT_READ))
 		sys_raw(SYS_mprotect, start, bytes, p->prot);
 	sys->munmap((void *)at, bytes);
@@ -245,7 +254,7 @@ static void bring_all(struct home *h)
 		h->result = -EBUSY;
 		return;
 	}
-	if (any_written(h))
+	if (any_written(h) && !atomic_load(&fork_forbidden))
 		child = make_child();
 	for (unsigned i = 0; i < h->n; i++)
 		if (stopped[i])

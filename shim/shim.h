@@ -95,6 +95,13 @@ int shim_lock_all(int flags);
 /* A call that changes [addr, addr + bytes) in place: munlock, mbind ... */
 long shim_change(long n, const long arg[6], bool disown);
 intptr_t shim_raw_brk(uint64_t to); /* syscall(SYS_brk) */
+long shim_prctl(int option, const long arg[4]);
+long shim_seccomp(long operation, long flags, long args);
+/* Before a filter is installed; program: struct sock_fprog (seccomp.c). */
+void shim_filter_coming(const void *program);
+/* Merged memory there becomes plain anonymous memory, not owned (uffd.c). No lock held.
+ * 0, -ENOMEM, -EBUSY. */
+int shim_bring_home(const struct shim_range *range);
 long shim_ioctl(int fd, unsigned long request, long arg);
 long shim_fork_raw(long n, const long arg[6]); /* fork, clone, clone3 without CLONE_VM */
 int shim_execve(const char *path, char *const argv[], char *const envp[]);

@@ -93,6 +93,12 @@ static bool change_call(long n, const long a[6], long *ret)
 static bool process_call(long n, const long a[6], long *ret)
 {
 	switch (n) {
+	case SYS_prctl:
+		*ret = shim_prctl((int)a[0], a + 1);
+		return true;
+	case SYS_seccomp:
+		*ret = shim_seccomp(a[0], a[1], a[2]);
+		return true;
 	case SYS_ioctl:
 		*ret = shim_ioctl((int)a[0], (unsigned long)a[1], a[2]);
 		return true;

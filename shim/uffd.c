@@ -25,7 +25,7 @@
 #include "sys/raw.h"
 #include "sys/sys.h"
 
-static int bring_home(const struct shim_range *range)
+int shim_bring_home(const struct shim_range *range)
 {
 	struct proc_mem_guard guard;
 	bool merged;
@@ -51,7 +51,7 @@ long shim_ioctl(int fd, unsigned long request, long arg)
 	if (request == UFFDIO_REGISTER && shim_is_ready() &&
 	    sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(reg) &&
 	    shim_range_of((void *)(uintptr_t)reg.range.start, reg.range.len, &range)) {
-		int err = bring_home(&range);
+		int err = shim_bring_home(&range);
 
 		if (err < 0)
 			return err;
