@@ -159,6 +159,7 @@ static void fork_advice(void)
 /* --- others look and write -------------------------------------------------- */
 
 #define TIMES 2000
+#define MANY 4096u
 
 /* Only what was frozen just then may be refused, with EIO, and then nothing was done. */
 static unsigned refused;
@@ -271,22 +272,22 @@ static void self_mem(void)
 	unsigned bad = 0, failed = 0;
 
 	expect(p, 12);
-	for (unsigned turn = 0; turn < 30; turn++) {
-		char *q = memory(13 + turn % 2);
+	for (unsigned turn = 0; turn < 10; turn++) {
+		char *q = mmap(NULL, MANY * page, RW, ANON, -1, 0);
 
-		for (unsigned i = 0; i < 400; i++) {
-			char *at = q + (i * 7 % PAGES) * page + i % 100;
+		fill(q, MANY, 13 + turn % 2);
+		for (unsigned i = 0; i < 60000; i++) {
+			/* The same to each page in turn, so that they go on being alike. */
+			char *at = q + (size_t)(i * 7 % MANY) * page + i / MANY;
 
-			memset(text, (int)i, sizeof(text));
+			memset(text, (int)(i / MANY), sizeof(text));
 			failed += pwrite(fd, text, sizeof(text), (off_t)(uintptr_t)at) !=
 				  sizeof(text);
 			failed += pread(fd, got, sizeof(got), (off_t)(uintptr_t)at) != sizeof(got);
 			bad += memcmp(at, text, sizeof(text)) != 0 ||
 			       memcmp(got, text, sizeof(text)) != 0;
-			if (i % 50 == 0)
-				nap(1);
 		}
-		munmap(q, PAGES * page);
+		munmap(q, MANY * page);
 	}
 	printf("bad %u failed %u\n", bad, failed);
 	said("write", pwrite(fd, "hello", 5, (off_t)(uintptr_t)(p + 5 * page)));
