@@ -494,6 +494,12 @@ void proc_engine_stop_freezing(struct proc_engine *e)
 	proc_unlock(&e->call_lock);
 }
 
+void proc_engine_forbid_freezing(struct proc_engine *e)
+{
+	if (e)
+		e->no_freeze = true;
+}
+
 int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	int err;
@@ -503,7 +509,8 @@ int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
 	proc_lock(&e->call_lock);
 	e->call.start = start;
 	e->call.end = end;
-	err = post(e, PROC_CALL_HOME);
+	/* No new thread for that: malloc may not work in such a child (shim/fork.c). */
+	err = atomic_load(&e->state) == PROC_DEAD ? -ECANCELED : post(e, PROC_CALL_HOME);
 	proc_unlock(&e->call_lock);
 	return err;
 }

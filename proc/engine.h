@@ -58,9 +58,11 @@ int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end,
 		      struct samepage_result *result);
 int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats);
 
-/* Three steps back, each for good and in children too. Any thread, no lock held. */
+/* Steps back, each for good and in children too. Any thread, no lock held. */
 /* Freeze nothing any more; staging, which nobody must touch, is gone on return. */
 void proc_engine_stop_freezing(struct proc_engine *e);
+/* The same at once, but staging stays. Memory lock held. */
+void proc_engine_forbid_freezing(struct proc_engine *e);
 /*
  * Make merged memory in the range plain anonymous memory of the same bytes (home.c).
  * 0; -EBUSY: some of it is pinned for DMA or must not be touched; -ENOMEM, -EPERM.

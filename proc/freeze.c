@@ -198,6 +198,10 @@ static bool still_ours(struct freeze *f)
 	uint64_t want = (f->c->prot & PROT_EXEC ? SYS_PROCMAP_QUERY_VMA_EXECUTABLE : 0) |
 			SYS_PROCMAP_QUERY_VMA_READABLE | SYS_PROCMAP_QUERY_VMA_WRITABLE;
 
+	if (e->no_freeze) {
+		skip_all(f, SAMEPAGE_REASON_NO_FREEZE);
+		return false;
+	}
 	if (e->params.owned_only && !proc_mem_is_owned(start, end)) {
 		skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
 		return false;

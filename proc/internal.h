@@ -124,7 +124,7 @@ struct proc_engine {
 	pid_t tid;
 	int start_error;
 	bool joinable; /* the thread is there to be joined */
-	bool no_freeze; /* for good: proc_engine_stop_freezing() */
+	_Atomic bool no_freeze; /* for good: proc_engine_stop_freezing() */
 	bool retired;   /* for good: proc_engine_retire(); under call_lock */
 	uint8_t *stack; /* of the thread: own mapping with a guard page */
 	size_t stack_bytes;

@@ -228,7 +228,7 @@ static enum samepage_reason vma_obstacle(struct proc_engine *e, const struct sys
 	if (v->pkey ||
 	    (sys->get_mempolicy_at((void *)(uintptr_t)v->start, &policy) == 0 && policy != 0))
 		return SAMEPAGE_REASON_POLICY;
-	if (e->uffd < 0)
+	if (e->uffd < 0 || e->no_freeze)
 		return SAMEPAGE_REASON_NO_FREEZE;
 	return SAMEPAGE_REASON_COUNT;
 }

@@ -7,7 +7,7 @@
  * the time). A debugger is told to try again, but a program that writes to itself so (a
  * just-in-time compiler, over pages that it may not write otherwise) knows nothing of
  * that. So from the first time that such a file is opened nothing is owned any more,
- * hence nothing frozen (NOT_OWNED is counted). What is merged stays merged: over that
+ * and nothing frozen (NOT_OWNED and NO_FREEZE are counted). What is merged stays merged: over that
  * both reading and writing work.
  *
  * Told by the name: the last part is "mem" and what was opened lies in a proc file
@@ -27,6 +27,7 @@
 #include <string.h>
 #include <sys/statfs.h>
 
+#include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/raw.h"
 #include "sys/sys.h"
@@ -57,6 +58,7 @@ int shim_opened(const char *path, int fd)
 	/* Whoever has the lock freezes nothing, and nothing is owned when we let go of it. */
 	proc_mem_lock(&guard);
 	shim_stop_owning();
+	proc_engine_forbid_freezing(shim_engine());
 	proc_mem_unlock(&guard);
 	return fd;
 }

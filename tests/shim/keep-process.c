@@ -590,6 +590,31 @@ static void filter_harmless(void)
 	said("reboot", syscall(SYS_reboot, 0L, 0L, 0L, NULL));
 }
 
+static void napping(void)
+{
+	char *p = memory(24);
+
+	nap(1000);
+	show("bytes", p, PAGES, 24);
+	said("mode", prctl(PR_GET_SECCOMP));
+}
+
+/* The next program is under the filter, too. */
+static void filter_exec(void)
+{
+	struct sock_filter code[] = {
+		LOAD(nr), IF_CALL(userfaultfd), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(process_vm_readv), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(memfd_create), ANSWER(SECCOMP_RET_TRAP), ANSWER(SECCOMP_RET_ALLOW),
+	};
+	char *p = merged_memory(25), *argv[] = { (char *)"keep", (char *)"napping", NULL };
+
+	said("filter", install(code, sizeof(code) / sizeof(code[0]), 0, true));
+	show("bytes", p, PAGES, 25);
+	fflush(stdout);
+	execv("/proc/self/exe", argv);
+}
+
 static void filter_wrong(void)
 {
 	struct sock_filter code[] = { LOAD(nr) };
@@ -611,7 +636,8 @@ int main(int argc, char **argv)
 		{ "gcore", gcore },	{ "kernel_core", kernel_core },
 		{ "own_uffd", own_uffd },
 		{ "filter_tsync", filter_tsync }, { "filter_own", filter_own },
-		{ "filter_harmless", filter_harmless }, { "filter_wrong", filter_wrong },
+		{ "filter_harmless", filter_harmless }, { "filter_exec", filter_exec },
+		{ "filter_wrong", filter_wrong }, { "napping", napping },
 	};
 
 	return keep_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
