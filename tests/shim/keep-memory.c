@@ -559,9 +559,26 @@ static void random_step(unsigned gen)
 	default:
 		for (unsigned i = first; i < first + n; i++)
 			if (there[i] && prot[i] == RW) {
-				fill_page(ARENA + i * page, i, gen % 7);
-				fill_page(shadow + i * page, i, gen % 7);
+				fill_page(ARENA + i * page, i, gen % 2);
+				fill_page(shadow + i * page, i, gen % 2);
 			}
+	}
+}
+
+/* Every so often some that can be merged for sure. */
+static void make_twins(unsigned gen)
+{
+	for (unsigned i = 0; i < PAGES; i++) {
+		char *at = ARENA + i * page;
+
+		if (i % (PAGES / 2) >= 12)
+			continue;
+		if (mmap(at, page, RW, ANON | MAP_FIXED, -1, 0) != at)
+			_exit(97);
+		there[i] = true;
+		prot[i] = RW;
+		fill_page(at, i, gen);
+		fill_page(shadow + i * page, i, gen);
 	}
 }
 
@@ -591,13 +608,18 @@ static void random_order(void)
 				fprintf(stderr, "step %u, seed %s\n", step, seed ? seed : "-");
 		}
 		if (step % 200 == 199) {
-			nap(70);
+			make_twins(step);
+			for (unsigned i = 0; with_samepage() && i < 100; i++) {
+				nap(10);
+				if (store_pages(ARENA, PAGES * page))
+					break;
+			}
 			store_seen += store_pages(ARENA, PAGES * page);
 			wrong += compare();
 		}
 	}
 	printf("wrong %u\n", wrong);
-	if (with_samepage() && store_seen < 100) {
+	if (with_samepage() && store_seen < 300) {
 		fprintf(stderr, "only %zu merged pages seen\n", store_seen);
 		_exit(NEVER_MERGED);
 	}
