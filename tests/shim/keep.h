@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * For programs that know nothing of samepage and say what they see of their memory:
- * keep-memory.c and keep-process.c, which keep.sh runs with and without samepage.
- * Both runs must print the same.
+ * keep-*.c, which keep.sh runs with and without samepage. Both runs must print the same.
  *
  * Memory of these programs holds each page's bytes twice, so that it is merged when
  * somebody says so. wait_merged() is the one place that is told (by KEEP_MERGED=1)
@@ -166,6 +165,17 @@ static inline char *merged_memory(unsigned gen)
 
 	wait_merged(p, PAGES * page, PAGES);
 	return p;
+}
+
+static inline void end_of(const char *what, pid_t pid)
+{
+	int status = -1;
+
+	waitpid(pid, &status, __WALL);
+	if (WIFEXITED(status))
+		printf("%s: exited %d\n", what, WEXITSTATUS(status));
+	else
+		printf("%s: signal %d\n", what, WTERMSIG(status));
 }
 
 static inline int keep_main(int argc, char **argv, const struct keep_case *cases, size_t count)
