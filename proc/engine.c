@@ -157,7 +157,7 @@ static void take_call(struct proc_engine *e)
 		proc_freeze_teardown(e);
 		break;
 	case PROC_CALL_HOME:
-		e->call.error = proc_home_range(e, e->call.start, e->call.end);
+		e->call.error = proc_retreat_range(e, e->call.start, e->call.end);
 		break;
 	case PROC_CALL_NONE:
 		break;

@@ -215,8 +215,8 @@ int proc_freeze_setup(struct proc_engine *e);
 int proc_uffd_open(struct proc_engine *e); /* a full one, before UFFDIO_API; or -errno */
 void proc_freeze_teardown(struct proc_engine *e);
 
-/* home.c: merged memory back to anonymous memory */
-int proc_home_range(struct proc_engine *e, uint64_t start, uint64_t end);
+/* retreat.c: merged memory back to anonymous memory */
+int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */
 void proc_serve(struct proc_engine *e);

@@ -50,7 +50,7 @@ static bool is_called_mem(const char *path)
 int shim_opened(const char *path, int fd)
 {
 	struct proc_mem_guard guard;
-	struct statfs fs;
+	struct statfs fs = { 0 };
 
 	if (fd < 0 || !shim_is_ready() || !is_called_mem(path) ||
 	    sys_raw(SYS_fstatfs, fd, &fs) < 0 || fs.f_type != PROC_MAGIC)

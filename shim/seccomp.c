@@ -10,7 +10,7 @@
  *
  *   all of ours allowed   nothing changes
  *   otherwise             for good, and before the filter is there: nothing is owned,
- *                         all merged memory is brought home (proc/home.c), the
+ *                         all merged memory is brought home (proc/retreat.c), the
  *                         engine's thread ends, and handlers become bare system calls.
  *                         Children have no engine. What the process execs runs with
  *                         SAMEPAGE_OFF=1, for it is under the same filter
@@ -199,7 +199,7 @@ static const long starting[] = {
 	SYS_get_mempolicy, SYS_getrandom, SYS_set_robust_list, SYS_rseq, SYS_clone3, SYS_mlock,
 	SYS_prlimit64, SYS_pwrite64, SYS_write, SYS_rt_sigaction, SYS_set_tid_address,
 };
-/* What finding pinned pages takes (proc/home.c), besides a clone without flags. */
+/* What finding pinned pages takes (proc/retreat.c), besides a clone without flags. */
 static const long pin_test[] = { SYS_kill, SYS_wait4, SYS_prctl, SYS_getppid, SYS_exit_group };
 
 #define COUNT(list) (sizeof(list) / sizeof((list)[0]))
@@ -268,7 +268,7 @@ void shim_filter_coming(const void *program)
 		    harms_any(r, starting, COUNT(starting), false) || harms(r, &thread, false))
 			step_back();
 		else if (harms_any(r, pin_test, COUNT(pin_test), true) || harms(r, &copy, true))
-			proc_home_without_fork();
+			proc_engine_without_fork();
 	}
 	sys->munmap(r, sizeof(*r));
 }

@@ -6,7 +6,7 @@
  * was merged before is a file mapping to the kernel: discarded pages of it would
  * never be reported as missing, and making them anonymous (advise.c) would lose the
  * registration. So before UFFDIO_REGISTER the range is brought home: anonymous memory
- * with the same bytes (proc/home.c), and no longer owned, so that nothing is merged
+ * with the same bytes (proc/retreat.c), and no longer owned, so that nothing is merged
  * there between that and the call. What cannot be brought home (pinned for DMA just
  * then) makes the registration fail with EBUSY, as memory does that somebody else
  * has registered.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Merged memory brought home (proc/home.c): anonymous again, with every byte. If this
+ * Merged memory brought home (proc/retreat.c): anonymous again, with every byte. If this
  * failed, a program that registers such memory with a userfaultfd of its own, or
  * installs a seccomp filter, would lose what it or a device wrote meanwhile (I3).
  */
@@ -199,7 +199,7 @@ static void without_fork(void **state)
 	(void)state;
 	pt_skip_unless_can_freeze();
 	sp = pt_open();
-	proc_home_without_fork();
+	proc_engine_without_fork();
 	p = merged(60);
 	p[7 * pt_page()] ^= 1;
 	assert_int_equal(home(p, N), -EBUSY);

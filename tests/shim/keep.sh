@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Memory that was merged is private memory: each case of keep-*.c is a program that
-# prints what it sees of its memory, once without samepage and once under
-# `samepage run` while `samepage merge --all` goes on all the time. Both must print the same and end with the same status. A case whose memory was not merged fails (its
-# program says so): it would prove nothing. If this failed, merging would be visible to
-# programs (I5), or lose what they wrote (I3). TAP on stdout.
+# prints what it sees of its memory, once without samepage and once under `samepage run`
+# while `samepage merge --all` goes on all the time. Both must print the same and end
+# with the same status. A case whose memory was not merged fails (its program says so):
+# it would prove nothing. If this failed, merging would be visible to programs (I5), or
+# lose what they wrote (I3). TAP on stdout.
 #
 # usage: keep.sh BUILD_DIR PROGRAM [CASE...]
 set -u

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Home: merged memory becomes plain anonymous memory again, bytes and all, so that
+ * Retreat: merged memory becomes plain anonymous memory again, bytes and all, so that
  * the kernel alone can do with it what it does with anonymous memory: for a
  * userfaultfd of the program's own, or when no call of ours is to be made any more.
  * Rare, so simple rather than fast. On the engine's thread, under the memory lock.
@@ -135,7 +135,7 @@ static bool any_written(struct home *h)
  */
 static _Atomic bool fork_forbidden;
 
-void proc_home_without_fork(void)
+void proc_engine_without_fork(void)
 {
 	atomic_store(&fork_forbidden, true);
 }
@@ -240,7 +240,7 @@ static void bring(struct home *h, const struct piece *p, bool child)
 /* One batch. Lock held. */
 static void bring_all(struct home *h)
 {
-	bool stopped[BATCH];
+	bool stopped[BATCH] = { false };
 	long child = -1;
 
 	for (unsigned i = 0; i < h->n; i++) {
@@ -263,7 +263,7 @@ static void bring_all(struct home *h)
 		end_child(child);
 }
 
-int proc_home_range(struct proc_engine *e, uint64_t start, uint64_t end)
+int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	struct home h = { .e = e, .start = start, .end = end };
 	int err;
