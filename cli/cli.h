@@ -159,6 +159,7 @@ bool cli_program_may_preload(enum cli_program_kind kind);
 /* Give this process, and so what it executes next, the domain's layout. */
 int cli_layout_shared(uint64_t seed);
 /* Take back what a `samepage run` above us did; else nothing. */
+bool cli_filter_kills(void); /* for what the library does in a program (filter.c) */
 void cli_layout_private(void);
 
 /* start.c ----------------------------------------------------------------- */

@@ -331,6 +331,11 @@ int cli_run(int argc, char **argv)
 	if (why)
 		cli_error("run: %s is left alone: %s", r.command[0], why);
 	cli_layout_private();
+	if (!why && cli_filter_kills()) {
+		cli_error("run: %s is left alone: a seccomp filter here kills for system calls "
+			  "that samepage makes", r.command[0]);
+		return execute(&r, path);
+	}
 	if (!cli_program_may_preload(kind) || !set_library())
 		return execute(&r, path);
 	if (!why)

@@ -170,6 +170,13 @@ static void take_call(struct proc_engine *e)
 	case PROC_CALL_STATS:
 		call_stats(e, &e->call);
 		break;
+	case PROC_CALL_STOP_FREEZING:
+		e->no_freeze = true;
+		proc_freeze_teardown(e);
+		break;
+	case PROC_CALL_HOME:
+		e->call.error = proc_retreat_range(e, e->call.start, e->call.end);
+		break;
 	case PROC_CALL_NONE:
 		break;
 	}
@@ -479,6 +486,8 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 {
 	int err;
 
+	if (e->retired)
+		return -ECANCELED;
 	if (atomic_load(&e->state) == PROC_DEAD) {
 		/* The shim starts threads at fork only, where libc has put itself in order. */
 		if (e->params.owned_only)
@@ -502,15 +511,29 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	return atomic_load(&e->state) == PROC_DEAD ? e->start_error : e->call.error;
 }
 
+/*
+ * Around every call. With signals blocked: a handler that made a call of its own would
+ * wait for this very thread. And while the thread waits it runs nothing (quiet.c).
+ */
+static void enter(struct proc_engine *e, sigset_t *saved)
+{
+	sys_sigmask_block_all(saved);
+	proc_lock(&e->call_lock);
+}
+
+static void leave(struct proc_engine *e, const sigset_t *saved)
+{
+	proc_unlock(&e->call_lock);
+	sys_sigmask_restore(saved);
+}
+
 int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint32_t want,
 		      struct samepage_result *result)
 {
 	sigset_t saved;
 	int err;
 
-	/* While this thread waits it runs nothing, no handler either (quiet.c). */
-	sys_sigmask_block_all(&saved);
-	proc_lock(&e->call_lock);
+	enter(e, &saved);
 	e->call.start = start;
 	e->call.end = end;
 	e->call.want = want;
@@ -518,20 +541,81 @@ int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint3
 	err = post(e, PROC_CALL_MERGE);
 	if (result)
 		*result = e->call.result;
-	proc_unlock(&e->call_lock);
-	sys_sigmask_restore(&saved);
+	leave(e, &saved);
 	return err;
 }
 
 int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats)
 {
+	sigset_t saved;
 	int err;
 
-	proc_lock(&e->call_lock);
+	enter(e, &saved);
 	err = post(e, PROC_CALL_STATS);
 	*stats = e->call.stats;
-	proc_unlock(&e->call_lock);
+	leave(e, &saved);
 	return err;
+}
+
+void proc_engine_stop_freezing(struct proc_engine *e)
+{
+	sigset_t saved;
+
+	if (!e)
+		return;
+	enter(e, &saved);
+	/* Without a thread (a forked child) there is no staging either. */
+	if (atomic_load(&e->state) == PROC_DEAD || post(e, PROC_CALL_STOP_FREEZING) < 0)
+		e->no_freeze = true;
+	leave(e, &saved);
+}
+
+void proc_engine_forbid_freezing(struct proc_engine *e)
+{
+	if (e)
+		e->no_freeze = true;
+}
+
+int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	sigset_t saved;
+	int err;
+
+	if (!e)
+		return -ECANCELED;
+	enter(e, &saved);
+	e->call.start = start;
+	e->call.end = end;
+	/* No new thread for that: malloc may not work in such a child (shim/fork.c). */
+	err = atomic_load(&e->state) == PROC_DEAD ? -ECANCELED : post(e, PROC_CALL_HOME);
+	leave(e, &saved);
+	return err;
+}
+
+bool proc_engine_is_here(struct proc_engine *e)
+{
+	/* Signal 0: is there such a thread? */
+	return e && atomic_load(&e->state) != PROC_DEAD &&
+	       (atomic_load(&e->state) == PROC_STARTING || sys->tgkill(getpid(), e->tid, 0) == 0);
+}
+
+void proc_engine_retire(struct proc_engine *e)
+{
+	sigset_t saved;
+
+	if (!e)
+		return;
+	enter(e, &saved);
+	e->retired = true;
+	if (atomic_load(&e->state) == PROC_STARTING)
+		(void)wait_started(e);
+	if (atomic_load(&e->state) == PROC_IDLE) {
+		atomic_store(&e->state, PROC_CLOSING);
+		(void)wake(e);
+	}
+	join(e);
+	atomic_store(&e->state, PROC_DEAD);
+	leave(e, &saved);
 }
 
 /* --- fork ----------------------------------------------------------------- */
@@ -553,7 +637,7 @@ void proc_engine_forked(struct proc_engine *e)
 
 int proc_engine_revive(struct proc_engine *e)
 {
-	int err = start_thread(e);
+	int err = e->retired ? -ECANCELED : start_thread(e);
 
 	if (err < 0) {
 		atomic_store(&e->state, PROC_DEAD);

@@ -68,6 +68,23 @@ int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint3
 		      struct samepage_result *result);
 int proc_engine_stats(struct proc_engine *e, struct samepage_stats *stats);
 
+/* Steps back, each for good and in children too. Any thread, no lock held. */
+/* Freeze nothing any more; staging, which nobody must touch, is gone on return. */
+void proc_engine_stop_freezing(struct proc_engine *e);
+/* The same at once, but staging stays. Memory lock held. */
+void proc_engine_forbid_freezing(struct proc_engine *e);
+/*
+ * Make merged memory in the range plain anonymous memory of the same bytes (retreat.c).
+ * 0; -EBUSY: some of it is pinned for DMA or must not be touched; -ENOMEM, -EPERM.
+ */
+int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end);
+/* A filter of the program's forbids the fork that finds pinned pages (retreat.c). */
+void proc_engine_without_fork(void);
+/* Does the engine's thread belong to the calling process (not so in a child of vfork)? */
+bool proc_engine_is_here(struct proc_engine *e);
+/* End the thread: from then on no system call is made that no program thread makes. */
+void proc_engine_retire(struct proc_engine *e);
+
 /* For links that no engine took over; NULL is allowed. */
 void proc_link_free(struct proc_link *link);
 

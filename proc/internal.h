@@ -107,6 +107,8 @@ enum proc_call_kind {
 	PROC_CALL_NONE,
 	PROC_CALL_MERGE,
 	PROC_CALL_STATS,
+	PROC_CALL_STOP_FREEZING,
+	PROC_CALL_HOME,
 };
 
 /* The mailbox: one call at a time, guarded by call_lock. */
@@ -137,6 +139,8 @@ struct proc_engine {
 	pid_t tid;
 	int start_error;
 	bool joinable; /* the thread is there to be joined */
+	_Atomic bool no_freeze; /* for good: proc_engine_stop_freezing() */
+	bool retired;   /* for good: proc_engine_retire(); under call_lock */
 	uint8_t *stack; /* of the thread: own mapping with a guard page */
 	size_t stack_bytes;
 
@@ -266,7 +270,11 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 			struct samepage_result *res);
 void proc_freeze_free_staging(struct proc_engine *e, struct proc_staging *st);
 int proc_freeze_setup(struct proc_engine *e);
+int proc_uffd_open(struct proc_engine *e); /* a full one, before UFFDIO_API; or -errno */
 void proc_freeze_teardown(struct proc_engine *e);
+
+/* retreat.c: merged memory back to anonymous memory */
+int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */
 void proc_serve(struct proc_engine *e);

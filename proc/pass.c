@@ -324,7 +324,7 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 	/* LOOK asks for no freeze and no policy, but must not see what MERGE will skip. */
 	why = kind_obstacle(p, v, &how);
 	if (why == SAMEPAGE_REASON_COUNT)
-		why = flags_obstacle(v);
+		why = p->e->no_freeze ? SAMEPAGE_REASON_NO_FREEZE : flags_obstacle(v);
 	if (why != SAMEPAGE_REASON_COUNT) {
 		decline(p, start, end, why);
 		return;

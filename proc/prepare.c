@@ -182,6 +182,10 @@ bool proc_prepare_still_ours(struct freeze *f)
 	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
 	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = start };
 
+	if (e->no_freeze) {
+		proc_prepare_skip_all(f, SAMEPAGE_REASON_NO_FREEZE);
+		return false;
+	}
 	if (f->c->owned && !proc_mem_is_owned(start, end)) {
 		proc_prepare_skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
 		return false;

@@ -5,7 +5,12 @@
  *
  * Staging areas stay registered all the time, for they are destinations too, and are
  * empty between freezes; one whose emptying failed is emptied again before its next
- * use.
+ * use. They stay out of core dumps: whoever reads them through the kernel finds
+ * nothing, and a debugger that tries gets an error to report.
+ *
+ * Nobody may touch an empty staging area: the fault would wait for ever. No program
+ * knows their addresses, but mlockall() populates everything there is; the shim has
+ * them taken away first (proc_engine_stop_freezing()).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -40,14 +45,14 @@ struct proc_staging *proc_staging_for(struct proc_engine *e, int prot)
 		sys->munmap(base, bytes);
 		return NULL;
 	}
+	sys->madvise(base, bytes, MADV_DONTDUMP);
 	st->base = base;
 	return st;
 }
 
-int proc_freeze_setup(struct proc_engine *e)
+int proc_uffd_open(struct proc_engine *e)
 {
-	uint64_t have = 0;
-	int fd = -1, err;
+	int fd = -1;
 
 	/* Full ones only: a user-mode-only descriptor lets a read(2) by another
 	 * thread into a frozen page fail, which the program would see. */
@@ -63,6 +68,17 @@ int proc_freeze_setup(struct proc_engine *e)
 			sys->close(dev);
 		}
 	}
+	return fd;
+}
+
+int proc_freeze_setup(struct proc_engine *e)
+{
+	uint64_t have = 0;
+	int fd, err;
+
+	if (e->no_freeze)
+		return -ECANCELED;
+	fd = proc_uffd_open(e);
 	if (fd < 0)
 		return fd;
 	err = sys->uffd_api(fd, SYS_UFFD_FEATURE_MOVE, &have);

@@ -10,8 +10,8 @@
  *                   bytes; for a store mapping it says EACCES, the program gets EINVAL
  *   DONTFORK, DONTDUMP, HUGEPAGE and their opposites   the kernel's, and recorded
  *                   as odd flags: fresh memory that replaces merged needs them again
- *   WIPEONFORK      the kernel refuses it for store mappings: private copies, no
- *                   longer owned, and the kernel's answer
+ *   WIPEONFORK      the kernel refuses it for store mappings: brought home first
+ *                   (uffd.c); what cannot be is private copies, and refused
  *   MERGE (26, the SKSM proposal's)   merged now by the engine; 0, whatever came of it,
  *                   or ENOMEM for gaps, the rest done
  *   MERGEABLE, UNMERGEABLE   to us instead of KSM (SAMEPAGE_KSM=1: as well): what is
@@ -209,6 +209,8 @@ int shim_advise(void *addr, size_t bytes, int advice)
 		return merge(addr, bytes);
 	if (may_block(advice) || !shim_is_ready() || !shim_page_aligned(addr) || !shim_range_of(addr, bytes, &range))
 		return sys->madvise(addr, bytes, advice);
+	if (advice == MADV_WIPEONFORK)
+		(void)shim_bring_home(&range);
 	proc_mem_lock(&guard);
 	ret = advise(addr, bytes, &range, advice);
 	proc_mem_unlock(&guard);

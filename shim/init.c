@@ -5,7 +5,8 @@
  *   AT_SECURE set       nothing at all (the loader would hardly have taken us)
  *   always otherwise    the stack limit that the launcher raised goes back (layout.c)
  *   SAMEPAGE_OFF=1      nothing more, nor in a Go program (target.c)
- *   else                an engine that looks for its broker later, then the
+ *   else                core dumps get bit 2 of coredump_filter, without which they would
+ *                       lack what is merged; an engine that looks for its broker later, then the
  *                       handlers are switched on, fork handlers, the heap
  *
  * SAMEPAGE_DOMAIN, SAMEPAGE_SOCKET   as samepage_open()
@@ -22,6 +23,7 @@
  */
 #include "shim/shim.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +75,28 @@ static int start_engine(void)
 	return ret;
 }
 
+/*
+ * A page that is merged and was never written is one of a private file mapping, which
+ * core dumps have only if they are told so. Children and what they exec inherit it.
+ */
+static void dump_merged(void)
+{
+	char text[24];
+	int fd = sys->open("/proc/self/coredump_filter", O_RDWR | O_CLOEXEC, 0), n;
+	ssize_t got = fd < 0 ? -1 : sys->read(fd, text, sizeof(text) - 1);
+	unsigned long filter;
+
+	if (got > 0) {
+		text[got] = '\0';
+		filter = strtoul(text, NULL, 16);
+		n = snprintf(text, sizeof(text), "0x%lx", filter | 1u << 2);
+		if (!(filter & 1u << 2))
+			sys_raw(SYS_pwrite64, fd, text, (size_t)n, 0);
+	}
+	if (fd >= 0)
+		sys->close(fd);
+}
+
 static void start(void)
 {
 	int ret = sys_fault_from_env();
@@ -81,6 +105,7 @@ static void start(void)
 		complain("SAMEPAGE_FAULT", ret);
 		return;
 	}
+	dump_merged();
 	proc_mem_set_before_pass(shim_heap_refresh);
 	proc_fork_revive_at_once(true);
 	ret = proc_fork_install();

@@ -27,10 +27,12 @@
  *                    says EBADF for a store mapping. The pieces between get their
  *                    name, the merged ones go without until they are private again
  *   PR_SET_MM        may move the break: the heap is no longer owned
+ *   PR_SET_SECCOMP   seccomp.c looks at the filter first
  *   all others       the kernel's, untouched
  */
 #include "shim/shim.h"
 
+#include <linux/seccomp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -239,6 +241,8 @@ static long set_mm(const long arg[4])
 
 long shim_prctl(int option, const long arg[4])
 {
+	if (option == PR_SET_SECCOMP && arg[0] == SECCOMP_MODE_FILTER)
+		shim_filter_coming((const void *)arg[1]);
 	if (shim_is_ready()) {
 		switch (option) {
 		case SHIM_PR_SET_MEMORY_MERGE:

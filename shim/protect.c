@@ -13,13 +13,16 @@
  *                    after. The call itself, which may wait for another thread of
  *                    the program, is made without the lock: a page that is merged
  *                    in between is copied by the locking
- *   mlockall         the same over everything, and owning ends for good
+ *   mlockall         the same over everything, and owning ends for good; before the
+ *                    call, for it touches all memory there is, and the engine's
+ *                    staging areas are not to be touched (proc/staging.c)
  *   mbind, set_mempolicy_home_node, remap_file_pages    touched and disowned
  */
 #include "shim/shim.h"
 
 #include <sys/mman.h>
 
+#include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/raw.h"
 #include "sys/sys.h"
@@ -89,9 +92,12 @@ int shim_lock_all(int flags)
 	if (!shim_is_ready())
 		return (int)sys_raw(SYS_mlockall, flags, 0, 0);
 	proc_mem_lock(&guard);
+	shim_stop_owning();
+	proc_mem_unlock(&guard);
+	proc_engine_stop_freezing(shim_engine());
+	proc_mem_lock(&guard);
 	ret = (int)sys_raw(SYS_mlockall, flags, 0, 0);
 	if (ret == 0) {
-		shim_stop_owning();
 		proc_mem_touched(0, end);
 		if (proc_mem_maybe_merged(0, end))
 			proc_mem_unmerge(0, end, NULL);

@@ -31,6 +31,16 @@ const struct shim_real *shim_real(void)
 	LOOK_UP(fork_raw, "_Fork");
 	LOOK_UP(clone, "clone");
 	LOOK_UP(syscall, "syscall");
+	LOOK_UP(open, "open");
+	LOOK_UP(open64, "open64");
+	LOOK_UP(openat, "openat");
+	LOOK_UP(openat64, "openat64");
+	LOOK_UP(fortified_open, "__open_2");
+	LOOK_UP(fortified_open64, "__open64_2");
+	LOOK_UP(fortified_openat, "__openat_2");
+	LOOK_UP(fortified_openat64, "__openat64_2");
+	LOOK_UP(fopen, "fopen");
+	LOOK_UP(fopen64, "fopen64");
 	LOOK_UP(execvpe, "execvpe");
 	LOOK_UP(posix_spawn, "posix_spawn");
 	LOOK_UP(posix_spawnp, "posix_spawnp");

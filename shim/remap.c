@@ -65,6 +65,86 @@ static void failed(const struct shim_range *from, size_t new_bytes, int flags, v
 		proc_mem_disown(target.start, target.end);
 }
 
+static bool bad(intptr_t ret)
+{
+	return ret < 0 && ret >= -4095;
+}
+
+/* As much at a time as lies in one mapping; where that ends nobody is asked. */
+static intptr_t move_by_halves(uint64_t from, uint64_t to, size_t bytes, size_t *moved)
+{
+	size_t page = sys_page_bytes(), n = bytes;
+
+	*moved = 0;
+	while (bytes > 0) {
+		intptr_t ret = sys->mremap((void *)from, n, n, MREMAP_MAYMOVE | MREMAP_FIXED,
+					   (void *)to);
+
+		if (ret == -EFAULT && n > page) {
+			n = (n / 2 + page - 1) & ~(page - 1);
+			continue;
+		}
+		if (bad(ret))
+			return ret;
+		from += n;
+		to += n;
+		bytes -= n;
+		*moved += n;
+		n = bytes;
+	}
+	return 0;
+}
+
+/*
+ * Handlers are off because of a seccomp filter (seccomp.c), but memory that came home is
+ * several mappings: growing it must work with no other calls than mremap and mmap.
+ */
+static intptr_t grow_after_home(const struct shim_range *from, size_t new_bytes, int flags)
+{
+	size_t page = sys_page_bytes(), old = from->end - from->start, head = old - page;
+	void *last = (void *)(from->end - page);
+	size_t moved, again;
+	intptr_t at, ret;
+
+	new_bytes = (new_bytes + page - 1) & ~(page - 1);
+	if (flags & ~MREMAP_MAYMOVE || new_bytes <= old)
+		return -EFAULT;
+	if (!bad(sys->mremap(last, page, page + new_bytes - old, 0, NULL)))
+		return (intptr_t)from->start;
+	if (!(flags & MREMAP_MAYMOVE))
+		return -ENOMEM;
+	at = sys->mmap(NULL, new_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		       0);
+	if (bad(at))
+		return at;
+	/* The last page first: it is the one that takes memory. */
+	ret = sys->mremap(last, page, page + new_bytes - old, MREMAP_MAYMOVE | MREMAP_FIXED,
+			  (void *)(at + (intptr_t)head));
+	if (!bad(ret)) {
+		ret = move_by_halves(from->start, (uint64_t)at, head, &moved);
+		if (!bad(ret))
+			return at;
+		/* Some of it moved: back, and the whole is as it was. */
+		move_by_halves((uint64_t)at, from->start, moved, &again);
+		sys->mremap((void *)(at + (intptr_t)head), page, page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			    last);
+	}
+	sys->munmap((void *)at, new_bytes);
+	return ret;
+}
+
+static intptr_t remap_unready(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
+{
+	struct shim_range from;
+	intptr_t ret = sys->mremap(old, old_bytes, new_bytes, flags, to);
+
+	/* The hull changes no more when handlers are off: no lock. */
+	if (ret == -EFAULT && shim_page_aligned(old) && new_bytes <= SIZE_MAX / 2 &&
+	    shim_range_of(old, old_bytes, &from) && proc_mem_maybe_merged(from.start, from.end))
+		return grow_after_home(&from, new_bytes, flags);
+	return ret;
+}
+
 intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
 {
 	struct proc_mem_guard guard;
@@ -73,7 +153,7 @@ intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, vo
 	intptr_t ret;
 
 	if (!shim_is_ready())
-		return sys->mremap(old, old_bytes, new_bytes, flags, to);
+		return remap_unready(old, old_bytes, new_bytes, flags, to);
 	proc_mem_lock(&guard);
 	known = shim_range_of(old, old_bytes, &from);
 	/* A file's mapping grows into the file, a store's into the store. */

@@ -50,6 +50,8 @@ struct pieces {
 	size_t count;
 	uint64_t covered; /* without a gap from range.start up to here */
 	bool foreign;     /* something there is not ours to move */
+	int first_prot;
+	bool several;     /* the program made more than one mapping of it */
 };
 
 static int add_piece(const struct sys_vma *vma, void *arg)
@@ -68,6 +70,10 @@ static int add_piece(const struct sys_vma *vma, void *arg)
 		piece.end = p->range.end;
 	if (vma->shared || (!vma->anonymous && !proc_mem_is_store_name(vma->name)))
 		p->foreign = true;
+	if (p->count > 0 && piece.prot != p->first_prot)
+		p->several = true;
+	if (p->count == 0)
+		p->first_prot = piece.prot;
 	if (piece.start == p->covered)
 		p->covered = piece.end;
 	if (p->piece && p->count < p->room)
@@ -83,7 +89,7 @@ static int walk(struct pieces *p)
 
 	p->count = 0;
 	p->covered = p->range.start;
-	p->foreign = false;
+	p->foreign = p->several = false;
 	ret = sys_maps_each(0, buf, sizeof(buf), add_piece, p);
 	return ret < 0 ? ret : 0;
 }
@@ -250,6 +256,9 @@ intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int 
 		if (ret < 0)
 			ret = -ENOMEM; /* no descriptor, no /proc: what mremap can say */
 		if (ret == 0 && p.covered < range.end) /* hence no list */
+			ret = -EFAULT;
+		/* Grown, it would have to be one: merging alone never changes protection. */
+		if (ret == 0 && p.several && new_bytes > from->end - from->start)
 			ret = -EFAULT;
 		if (ret == 0 && !p.foreign && range.end < from->end)
 			ret = sys->munmap((void *)range.end, from->end - range.end);

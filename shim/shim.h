@@ -80,6 +80,10 @@ void shim_forget(const struct shim_range *range); /* unmapped, or something else
 void shim_stop_owning(void);                      /* for good */
 bool shim_owning(void);
 
+/* The one engine; there when ready (init.c). */
+struct proc_engine;
+struct proc_engine *shim_engine(void);
+
 /* Handlers: the kernel's result or -errno. */
 intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
 int shim_unmap(void *addr, size_t bytes);
@@ -94,6 +98,16 @@ int shim_lock_all(int flags);
 /* A call that changes [addr, addr + bytes) in place: munlock, mbind ... */
 long shim_change(long n, const long arg[6], bool disown);
 intptr_t shim_raw_brk(uint64_t to); /* syscall(SYS_brk) */
+long shim_prctl(int option, const long arg[4]);
+long shim_seccomp(long operation, long flags, long args);
+/* Before a filter is installed; program: struct sock_fprog (seccomp.c). */
+void shim_filter_coming(const void *program);
+/* Merged memory there becomes plain anonymous memory, not owned (uffd.c). No lock held.
+ * 0, -ENOMEM, -EBUSY. */
+int shim_bring_home(const struct shim_range *range);
+/* After an open(2): fd, whatever it is. Programs that open their own memory (open.c). */
+int shim_opened(const char *path, int fd);
+long shim_ioctl(int fd, unsigned long request, long arg);
 long shim_fork_raw(long n, const long arg[6]); /* fork, clone, clone3 without CLONE_VM */
 int shim_execve(const char *path, char *const argv[], char *const envp[]);
 int shim_execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags);
@@ -146,6 +160,16 @@ struct shim_real {
 	pid_t (*fork_raw)(void); /* _Fork */
 	int (*clone)(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 	long (*syscall)(long n, ...);
+	int (*open)(const char *path, int flags, ...);
+	int (*open64)(const char *path, int flags, ...);
+	int (*openat)(int dir, const char *path, int flags, ...);
+	int (*openat64)(int dir, const char *path, int flags, ...);
+	int (*fortified_open)(const char *path, int flags);
+	int (*fortified_open64)(const char *path, int flags);
+	int (*fortified_openat)(int dir, const char *path, int flags);
+	int (*fortified_openat64)(int dir, const char *path, int flags);
+	struct _IO_FILE *(*fopen)(const char *path, const char *mode);
+	struct _IO_FILE *(*fopen64)(const char *path, const char *mode);
 	int (*execvpe)(const char *file, char *const argv[], char *const envp[]);
 	int (*posix_spawn)(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
 			   const posix_spawnattr_t *attr, char *const argv[], char *const envp[]);

@@ -94,8 +94,24 @@ static bool change_call(long n, const long a[6], long *ret)
 static bool process_call(long n, const long a[6], long *ret)
 {
 	switch (n) {
+#ifdef SYS_open
+	case SYS_open:
+		*ret = shim_opened((const char *)a[0],
+				   (int)sys_raw(n, a[0], a[1], a[2]));
+		return true;
+#endif
+	case SYS_openat:
+		*ret = shim_opened((const char *)a[1],
+				   (int)sys_raw(n, a[0], a[1], a[2], a[3]));
+		return true;
 	case SYS_prctl:
 		*ret = shim_prctl((int)a[0], a + 1);
+		return true;
+	case SYS_seccomp:
+		*ret = shim_seccomp(a[0], a[1], a[2]);
+		return true;
+	case SYS_ioctl:
+		*ret = shim_ioctl((int)a[0], (unsigned long)a[1], a[2]);
 		return true;
 #ifdef SYS_fork
 	case SYS_fork:

@@ -75,6 +75,16 @@ int sys_real_uffd_wake(int fd, const void *addr, size_t bytes)
 	return do_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+int sys_real_uffd_wp(int fd, const void *addr, size_t bytes, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { .start = (uintptr_t)addr, .len = bytes },
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return do_ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
+}
+
 static void pause_between(int tries)
 {
 	struct timespec pause = { .tv_nsec = PAUSE_NSEC };

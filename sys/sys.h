@@ -66,6 +66,7 @@ struct sys_peer {
 	  (fd, addr, bytes, mode))                                                                 \
 	X(int, uffd_unregister, (int fd, const void *addr, size_t bytes), (fd, addr, bytes))       \
 	X(int, uffd_wake, (int fd, const void *addr, size_t bytes), (fd, addr, bytes))             \
+	X(int, uffd_wp, (int fd, const void *addr, size_t bytes, bool on), (fd, addr, bytes, on))  \
 	/* returns 0 or -errno of the page after the *moved bytes that did move */                \
 	X(int, uffd_move, (int fd, void *to, const void *from, size_t bytes, size_t *moved),       \
 	  (fd, to, from, bytes, moved))                                                            \

@@ -34,6 +34,7 @@ struct sys_uffdio_move {
 #define SYS_UFFDIO_MOVE_NR 0x05
 #define SYS_UFFDIO_MOVE_MODE_DONTWAKE ((__u64)1 << 0)
 #define SYS_UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES ((__u64)1 << 1)
+#define SYS_UFFD_FEATURE_WP_SHMEM ((__u64)1 << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM */
 #define SYS_UFFD_FEATURE_WP_ASYNC ((__u64)1 << 15)
 #define SYS_UFFD_FEATURE_MOVE ((__u64)1 << 16)
 

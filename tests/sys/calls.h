@@ -49,6 +49,7 @@ static inline intptr_t refused_call(enum sys_fault_point point)
 	case SYS_FAULT_uffd_register: return sys->uffd_register(BAD_FD, NULL, 0, 0);
 	case SYS_FAULT_uffd_unregister: return sys->uffd_unregister(BAD_FD, NULL, 0);
 	case SYS_FAULT_uffd_wake: return sys->uffd_wake(BAD_FD, NULL, 0);
+	case SYS_FAULT_uffd_wp: return sys->uffd_wp(BAD_FD, NULL, 0, true);
 	case SYS_FAULT_uffd_move: return sys->uffd_move(BAD_FD, NULL, NULL, 4096, &done);
 	case SYS_FAULT_uffd_copy: return sys->uffd_copy(BAD_FD, NULL, NULL, 4096, &done);
 	case SYS_FAULT_pagemap_scan: return sys->pagemap_scan(BAD_FD, &scan);

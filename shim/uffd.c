@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A userfaultfd of the program's own, by way of ioctl(2).
+ *
+ * Memory that is registered is declined by the engine (UFFD_BUSY). But memory that
+ * was merged before is a file mapping to the kernel: discarded pages of it would
+ * never be reported as missing, and making them anonymous (advise.c) would lose the
+ * registration. So before UFFDIO_REGISTER the range is brought home: anonymous memory
+ * with the same bytes (proc/retreat.c), and no longer owned, so that nothing is merged
+ * there between that and the call. What cannot be brought home (pinned for DMA just
+ * then) makes the registration fail with EBUSY, as memory does that somebody else
+ * has registered.
+ *
+ * The registration can wait for nobody but the engine; the memory lock is not held
+ * across that.
+ */
+#include "shim/shim.h"
+
+#include <linux/userfaultfd.h>
+#include <stdarg.h>
+#include <sys/ioctl.h>
+
+#include "proc/engine.h"
+#include "proc/mem.h"
+#include "sys/raw.h"
+#include "sys/sys.h"
+
+int shim_bring_home(const struct shim_range *range)
+{
+	struct proc_mem_guard guard;
+	bool merged;
+	int err;
+
+	proc_mem_lock(&guard);
+	proc_mem_disown(range->start, range->end);
+	proc_mem_touched(range->start, range->end);
+	merged = proc_mem_maybe_merged(range->start, range->end);
+	proc_mem_unlock(&guard);
+	if (!merged)
+		return 0;
+	err = proc_engine_home(shim_engine(), range->start, range->end);
+	return err == 0 || err == -ENOMEM ? err : -EBUSY;
+}
+
+long shim_ioctl(int fd, unsigned long request, long arg)
+{
+	struct uffdio_register reg;
+	struct iovec to = { &reg, sizeof(reg) }, from = { (void *)arg, sizeof(reg) };
+	struct shim_range range;
+
+	if (request == UFFDIO_REGISTER && shim_is_ready() &&
+	    sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(reg) &&
+	    shim_range_of((void *)(uintptr_t)reg.range.start, reg.range.len, &range)) {
+		int err = shim_bring_home(&range);
+
+		if (err < 0)
+			return err;
+	}
+	return sys_raw(SYS_ioctl, fd, request, arg);
+}
+
+SHIM_EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	va_list args;
+	long arg;
+
+	va_start(args, request);
+	arg = va_arg(args, long);
+	va_end(args);
+	return (int)shim_return(shim_ioctl(fd, request, arg));
+}
