@@ -4,6 +4,7 @@
 # CPython's own regression tests of what is made of memory: containers, buffers,
 # the collector, mmap, files, threads, forks. Each single test has the same result as in
 # a run without samepage. If this failed, an interpreter would behave otherwise.
+# Some fail in both: children that ignore PYTHONPATH do not find tests that were unpacked.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/real.sh"
 python=/usr/bin/python3
@@ -13,7 +14,7 @@ real_start "$python"
 modules=(test_array test_bytes test_list test_dict test_set test_mmap test_memoryview
 	test_memoryio test_pickle test_weakref test_thread test_fork1 test_zlib test_json
 	test_deque test_generators test_struct test_bigmem)
-# test_gc and test_subprocess look at themselves from outside and take longest.
+# These take long.
 [ "$seconds" -lt 60 ] || modules+=(test_io test_gc test_threading test_subprocess test_tracemalloc
 	test_multiprocessing_fork test_unicode test_bufio test_buffer test_posix)
 version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
