@@ -92,6 +92,8 @@ check "the books balance: $(cat "$tmp/books"), $count done" awk -F'|' -v n="$cou
 check "amcheck finds nothing" pg pg_amcheck --install-missing --heapallindexed --all
 check "the server stops well" stop_server
 check "no checksum is wrong" pg pg_checksums --check -D "$data"
-check "no backend crashed" sh -c '! grep -E "terminated by signal|PANIC|FATAL|corrupt|invalid" "$1"' \
+# What start() hears when it asks too early is no harm.
+check "no backend crashed" sh -c 'grep -v "FATAL:  the database system is starting up" "$1" |
+	{ ! grep -E "terminated by signal|PANIC|FATAL|corrupt|invalid"; }' \
 	sh "$tmp/postgres.log"
 real_end 1000
