@@ -5,7 +5,7 @@
 # the collector, mmap, files, threads, forks. Each single test has the same result as in
 # a run without samepage. If this failed, an interpreter would behave otherwise.
 # Some fail in both: children that ignore PYTHONPATH do not find tests that were unpacked.
-# shellcheck source-path=SCRIPTDIR
+# shellcheck source-path=SCRIPTDIR disable=SC2317
 . "$(dirname "$0")/real.sh"
 python=/usr/bin/python3
 [ -x "$python" ] || skip_all "no $python"
