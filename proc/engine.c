@@ -25,8 +25,14 @@
 #include "sys/raw.h"
 
 #define STACK_BYTES (256u << 10)
-/* SIGURG is ignored by default, so that one that goes astray does no harm. */
-#define WAKE_SIGNAL SIGURG
+/*
+ * A signalfd takes what was sent to its reader's thread, and what was sent to the whole
+ * process as well. So with a signal that programs can use, ours would take theirs away
+ * (PostgreSQL wakes its backends with SIGURG, Go its threads). This one libc keeps to
+ * itself, for pthread_cancel() and timers, and only ever sends to one thread of its own
+ * choice. Ours has it blocked for as long as it lives, and outlives who wakes it.
+ */
+#define WAKE_SIGNAL 32
 /* A program's filter may forbid the signal that wakes us: then closing takes so long. */
 #define IDLE_MSEC 10000
 #define LINGER_MSEC 2
@@ -192,8 +198,9 @@ static int open_own(struct proc_engine *e)
 				       .query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA };
 	sigset_t wake;
 
-	sigemptyset(&wake);
-	sigaddset(&wake, WAKE_SIGNAL);
+	/* libc's functions know nothing of this number. */
+	memset(&wake, 0, sizeof(wake));
+	((unsigned char *)&wake)[(WAKE_SIGNAL - 1) / 8] = 1u << (WAKE_SIGNAL - 1) % 8;
 	e->sigfd = sys->signalfd(-1, &wake);
 	if (e->sigfd < 0)
 		return e->sigfd;
@@ -360,6 +367,8 @@ static void *engine_main(void *arg)
 			wait_for_work(e);
 	}
 	teardown(e);
+	while (!atomic_load(&e->may_end))
+		sys_futex_wait(&e->may_end, 0, -1);
 	return NULL;
 }
 
@@ -378,6 +387,7 @@ static int start_thread(struct proc_engine *e)
 	e->hold.pages = 0;
 	atomic_store(&e->state, PROC_STARTING);
 	atomic_store(&e->call_posted, 0);
+	atomic_store(&e->may_end, 0);
 	err = -pthread_attr_init(&attr);
 	if (err)
 		return err;
@@ -456,6 +466,9 @@ static int wake(struct proc_engine *e)
 	 * before it first waits. */
 	while (atomic_load(&e->state) == PROC_STARTING)
 		sys_futex_wait(&e->state, PROC_STARTING, -1);
+	/* It has ended: its number may be another thread's. */
+	if (atomic_load(&e->state) == PROC_DEAD)
+		return -ESRCH;
 	return sys->tgkill(getpid(), e->tid, WAKE_SIGNAL);
 }
 
@@ -469,6 +482,8 @@ void proc_engine_free(struct proc_engine *e)
 	if (atomic_load(&e->state) == PROC_IDLE) {
 		atomic_store(&e->state, PROC_CLOSING);
 		(void)wake(e);
+		atomic_store(&e->may_end, 1);
+		sys_futex_wake(&e->may_end, 1);
 	}
 	join(e);
 	e->link->ops->free(e->link);

@@ -134,6 +134,7 @@ struct proc_engine {
 	_Atomic uint32_t state;     /* enum proc_state; futex while STARTING */
 	_Atomic uint32_t call_lock; /* futex mutex over `call` */
 	_Atomic uint32_t call_posted;
+	_Atomic uint32_t may_end; /* nobody will send the thread a signal any more */
 	struct proc_call call;
 	pthread_t thread;
 	pid_t tid;

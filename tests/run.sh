@@ -3,7 +3,8 @@
 #
 # Build and run every test there is:
 #
-#   build       plain: all suites
+#   build       plain: all suites, "real" last, with programs that tests/real/packages.sh
+#               unpacks into build/real-root
 #   build-asan  AddressSanitizer and UBSan: unit (with sys), broker, proc, lib, and what
 #               of cli preloads nothing; the shim's own mmap and ASan's do not mix
 #   build-tsan  ThreadSanitizer: unit, threads
@@ -142,7 +143,11 @@ run() {
 }
 
 plain() {
-	build build && run build 700
+	build build || return
+	run build 700 --no-suite real
+	# Programs of others: each loaded for a few seconds here, see CONTRIBUTING.md.
+	within 120 tests/real/packages.sh "$PWD/build/real-root"
+	SAMEPAGE_REAL_SECONDS=${SAMEPAGE_REAL_SECONDS:-6} run build 420 --suite real
 }
 
 asan() {

@@ -3,10 +3,10 @@
  * Every way to make a process, and what must hold in the child: the memory lock is
  * free, the bookkeeping is a true copy (or, after vfork, the parent's own and still
  * right), the signal mask is the caller's. Also the stack limit that goes with a
- * shared address layout, and AT_SECURE.
+ * shared address layout, AT_SECURE, and whose the process's signals are.
  *
- * If this failed, children would hang in their first mmap, or a setuid program
- * would be influenced by its caller.
+ * If this failed, children would hang in their first mmap, a setuid program would be
+ * influenced by its caller, or a program would wait for a signal that our thread took.
  */
 #include <fcntl.h>
 #include <sched.h>
@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "shimtest.h"
 
@@ -373,6 +374,33 @@ static int secure_main(void)
 	return shim_is_ready() || p == MAP_FAILED || any_owned_now(p, page);
 }
 
+/* What somebody sends to the process waits for the program, whoever else reads signals. */
+static void signals_are_the_programs(void **state)
+{
+	const struct timespec now = { 0 }, a_moment = { .tv_nsec = 3000000 };
+	union sigval value = { .sival_int = 7 };
+	sigset_t all, old, one;
+	siginfo_t info;
+
+	(void)state;
+	sigfillset(&all);
+	assert_int_equal(sigprocmask(SIG_SETMASK, &all, &old), 0);
+	for (int turn = 0; turn < 3; turn++) {
+		for (int sig = 1; sig <= SIGRTMAX; sig++) {
+			if (sigismember(&all, sig) != 1 || sig == SIGKILL || sig == SIGSTOP)
+				continue;
+			assert_int_equal(sigqueue(getpid(), sig, value), 0);
+			nanosleep(&a_moment, NULL);
+			sigemptyset(&one);
+			sigaddset(&one, sig);
+			if (sigtimedwait(&one, &info, &now) != sig)
+				fail_msg("signal %d is lost", sig);
+			assert_int_equal(info.si_value.sival_int, 7);
+		}
+	}
+	assert_int_equal(sigprocmask(SIG_SETMASK, &old, NULL), 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -380,6 +408,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(clones),	 cmocka_unit_test(vforked),
 		cmocka_unit_test(lists),	 cmocka_unit_test(libc_children), cmocka_unit_test(failing_exec),
 		cmocka_unit_test(changes_identity),
+		cmocka_unit_test(signals_are_the_programs),
 		cmocka_unit_test(stack_limit),	 cmocka_unit_test(setuid_program),
 	};
 	sigset_t mask;
