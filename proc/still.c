@@ -328,13 +328,13 @@ void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
 		proc_prepare_skip_all(&f, SAMEPAGE_REASON_VMA_KIND);
 		goto out;
 	}
+	if (c->vma->anonymous)
+		proc_origin_forget((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 	memset(e->work->premap, 0, sizeof(e->work->premap));
 	proc_prepare_bytes(&f);
 	skip_breakpoints(&f);
 	(void)proc_mem_note_merged((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi),
 				   c->odd);
-	if (c->vma->anonymous)
-		proc_origin_forget((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 	replace_runs(&f);
 	proc_prepare_drop(&f);
 out:

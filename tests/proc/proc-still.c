@@ -68,6 +68,8 @@ static struct samepage_result merge(char *p, size_t pages, uint32_t flags)
 		print_message("# merge: %s\n", strerror(-err));
 	assert_int_equal(err, 0);
 	assert_true(pt_sums(&r));
+	if (r.pages_merged + r.pages_already != r.pages_looked)
+		pt_print("merge", &r);
 	return r;
 }
 
