@@ -472,6 +472,17 @@ static int wake(struct proc_engine *e)
 	return sys->tgkill(getpid(), e->tid, WAKE_SIGNAL);
 }
 
+/* It does not end before we have sent our last signal. */
+static void end_thread(struct proc_engine *e)
+{
+	if (atomic_load(&e->state) != PROC_IDLE)
+		return;
+	atomic_store(&e->state, PROC_CLOSING);
+	(void)wake(e);
+	atomic_store(&e->may_end, 1);
+	sys_futex_wake(&e->may_end, 1);
+}
+
 void proc_engine_free(struct proc_engine *e)
 {
 	if (!e)
@@ -479,12 +490,7 @@ void proc_engine_free(struct proc_engine *e)
 	registry_remove(e);
 	if (atomic_load(&e->state) == PROC_STARTING)
 		(void)wait_started(e);
-	if (atomic_load(&e->state) == PROC_IDLE) {
-		atomic_store(&e->state, PROC_CLOSING);
-		(void)wake(e);
-		atomic_store(&e->may_end, 1);
-		sys_futex_wake(&e->may_end, 1);
-	}
+	end_thread(e);
 	join(e);
 	e->link->ops->free(e->link);
 	free_memory(e);
@@ -624,10 +630,7 @@ void proc_engine_retire(struct proc_engine *e)
 	e->retired = true;
 	if (atomic_load(&e->state) == PROC_STARTING)
 		(void)wait_started(e);
-	if (atomic_load(&e->state) == PROC_IDLE) {
-		atomic_store(&e->state, PROC_CLOSING);
-		(void)wake(e);
-	}
+	end_thread(e);
 	join(e);
 	atomic_store(&e->state, PROC_DEAD);
 	leave(e, &saved);

@@ -27,6 +27,8 @@
 #include "sys/raw.h"
 #include "sys/sys.h"
 
+#define SHIM_MCL_ONFAULT 4
+
 long shim_change(long n, const long arg[6], bool disown)
 {
 	struct proc_mem_guard guard;
@@ -89,7 +91,9 @@ int shim_lock_all(int flags)
 	struct proc_mem_guard guard;
 	int ret;
 
-	if (!shim_is_ready())
+	/* Refused by the kernel without looking further. */
+	if (!shim_is_ready() || flags == 0 || flags == SHIM_MCL_ONFAULT ||
+	    (flags & ~(MCL_CURRENT | MCL_FUTURE | SHIM_MCL_ONFAULT)))
 		return (int)sys_raw(SYS_mlockall, flags, 0, 0);
 	proc_mem_lock(&guard);
 	shim_stop_owning();
