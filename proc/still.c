@@ -184,12 +184,16 @@ static bool only_traps(const uint8_t *page, const uint8_t *file, size_t bytes)
 {
 	bool any = false;
 
-	for (size_t i = 0; i < bytes; i += TRAP_BYTES) {
-		if (memcmp(page + i, file + i, TRAP_BYTES) == 0)
+	for (size_t line = 0; line < bytes; line += 64) {
+		if (memcmp(page + line, file + line, 64) == 0)
 			continue;
-		if (!is_trap(page + i))
-			return false;
-		any = true;
+		for (size_t i = line; i < line + 64; i += TRAP_BYTES) {
+			if (memcmp(page + i, file + i, TRAP_BYTES) == 0)
+				continue;
+			if (!is_trap(page + i))
+				return false;
+			any = true;
+		}
 	}
 	return any;
 }
