@@ -12,6 +12,10 @@
  * machine for milliseconds); progress starts that count anew, so the whole is
  * bounded by the length.
  *
+ * EFAULT may mean a moment as well: since Linux 6.14 a discard by another thread frees
+ * page tables that it emptied, and one that is gone between being made and being used is
+ * told as EFAULT. It is believed when it is said EFAULT_TRIES times.
+ *
  * The caller learns how many bytes went in every case: pages that did move are
  * moved, whatever is returned.
  */
@@ -22,6 +26,7 @@
 #include "sys/raw.h"
 #include "sys/real.h"
 
+#define EFAULT_TRIES 8
 #define EAGAIN_TRIES 80
 #define EAGAIN_YIELDS 64 /* of these; then pauses, 16 ms in all */
 #define PAUSE_NSEC 1000000
@@ -107,7 +112,7 @@ static int after_ioctl(int r, int64_t progress, size_t rest, size_t *done, int *
 		*tries = 0;
 		return r == -EAGAIN || r == 0 ? 0 : r;
 	}
-	if (r == -EAGAIN && ++*tries < EAGAIN_TRIES) {
+	if ((r == -EAGAIN || (r == -EFAULT && *tries < EFAULT_TRIES)) && ++*tries < EAGAIN_TRIES) {
 		pause_between(*tries);
 		return 0;
 	}
