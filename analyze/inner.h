@@ -54,7 +54,7 @@ void analyze_array_free(struct analyze_array *array);
 
 /* job.c ----------------------------------------------------------------------- */
 
-#define ANALYZE_BATCH 64 /* pages: fits the second-level cache */
+#define ANALYZE_BATCH 32 /* pages: fits the second-level cache */
 #define ANALYZE_RING 16
 
 enum analyze_page {

@@ -67,16 +67,17 @@ struct progress {
 	const struct choice *choice;
 	const struct analyze *analyze;
 	uint64_t shown_usec;
+	bool terminal; /* is somebody there to see it? */
 	bool shown;
 };
 
 static int on_progress(void *arg, uint64_t pages, uint64_t of_pages, const char *command, int pid)
 {
 	struct progress *p = arg;
-	uint64_t now = sys_now_usec();
+	uint64_t now = p->terminal ? sys_now_usec() : 0;
 	char clean[ANALYZE_COMMAND_BYTES];
 
-	if (now - p->shown_usec >= PROGRESS_USEC && isatty(STDERR_FILENO)) {
+	if (p->terminal && now - p->shown_usec >= PROGRESS_USEC) {
 		double share = of_pages ? (double)pages * 100.0 / (double)of_pages : 0;
 
 		fprintf(stderr, "\r\033[Ksamepage: look %u: %.0f of about %.0f MiB (%.0f %%), %s (%d)",
@@ -167,7 +168,8 @@ static int analyze(const struct choice *c)
 {
 	struct sigaction action = { .sa_handler = on_signal };
 	struct analyze a;
-	struct progress progress = { .choice = c, .analyze = &a };
+	struct progress progress = { .choice = c, .analyze = &a,
+				     .terminal = isatty(STDERR_FILENO) };
 	struct analyze_options options = {
 		.pid = c->pid,
 		.pids = c->pids,

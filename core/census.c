@@ -240,8 +240,7 @@ void core_census_finish(struct core_census *c)
 	for (uint64_t from = 0; from < c->sorted;) {
 		uint64_t end = census_class_end(c, CENSUS_BY_HASH, from, c->sorted);
 
-		if (end - from > 1)
-			count_class(c, from, end);
+		count_class(c, from, end);
 		from = end;
 	}
 	count_others(c);

@@ -134,7 +134,7 @@ struct core_census {
 	/* core_census_finish() and later */
 	uint32_t *index; /* scratch: core_census_index_bytes() */
 	uint32_t stamp;
-	bool sorted_by_hash; /* is `order`? */
+	bool sorted_by_hash; /* is `order`: by hash, only pages with an equal one? */
 	uint64_t sorted;     /* length of `order` */
 	uint64_t next_vpn;   /* recording: behind the last page, or start of the open region */
 	uint64_t last_gap;   /* recording: where the last (hole, pages) pair begins */

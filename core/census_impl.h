@@ -32,7 +32,7 @@ static inline uint64_t census_value(const struct core_census *c, enum census_key
  * (key, hash, number); returns how many. Uses c->index.
  */
 uint64_t census_sort(struct core_census *c, enum census_key key, uint64_t flags);
-/* All pages by their hash, and c->index for the next two. */
+/* The pages that have an equal one by their hash, and c->index for the next two. */
 void census_sort_hash(struct core_census *c);
 /* Fills c->index so that core_census_process_of() and census_region_of() work. */
 void census_index_regions(struct core_census *c);

@@ -65,7 +65,7 @@ uint32_t core_census_matrix(struct core_census *c, uint32_t member[CORE_CENSUS_M
 		uint64_t end = census_class_end(c, CENSUS_BY_HASH, from, c->sorted);
 		uint64_t mask = 0;
 
-		for (uint64_t k = from; end - from > 1 && k < end; k++) {
+		for (uint64_t k = from; k < end; k++) {
 			uint32_t row = c->process[core_census_process_of(c, c->order[k])].matrix_at;
 			uint64_t bit = row ? UINT64_C(1) << (row - 1) : 0;
 

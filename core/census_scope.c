@@ -29,7 +29,19 @@ static void next_stamp(struct core_census *c)
 
 void census_sort_hash(struct core_census *c)
 {
-	c->sorted = census_sort(c, CENSUS_BY_HASH, 0);
+	uint64_t count = census_sort(c, CENSUS_BY_HASH, 0);
+
+	c->sorted = 0;
+	for (uint64_t from = 0; from < count;) {
+		uint64_t end = census_class_end(c, CENSUS_BY_HASH, from, count);
+
+		if (end - from > 1) {
+			memmove(c->order + c->sorted, c->order + from,
+				(end - from) * sizeof(*c->order));
+			c->sorted += end - from;
+		}
+		from = end;
+	}
 	c->sorted_by_hash = true;
 	census_index_regions(c);
 }
@@ -99,8 +111,7 @@ static void join_equal(struct core_census *c, enum core_census_scope scope, uint
 	for (uint64_t from = 0; from < c->sorted;) {
 		uint64_t end = census_class_end(c, CENSUS_BY_HASH, from, c->sorted);
 
-		if (end - from > 1)
-			join_class(c, scope, which, from, end);
+		join_class(c, scope, which, from, end);
 		from = end;
 	}
 }

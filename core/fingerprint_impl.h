@@ -10,47 +10,78 @@
 
 #include "core/fingerprint.h"
 
-#define FP_LANES 4
-typedef uint64_t fp_vec __attribute__((vector_size(8 * FP_LANES)));
-typedef int64_t fp_mask __attribute__((vector_size(8 * FP_LANES)));
+#define FP_BLOCK 16 /* words that are looked at together */
+
+/*
+ * May any of FP_BLOCK words lie in the 2^shift bytes from low on? One comparison a vector:
+ * AVX2 has but one unit that tells the greater of two long numbers.
+ */
+#ifdef __AVX2__
+#include <immintrin.h>
+
+static inline bool fp_any(const unsigned char *p, uint64_t low, unsigned shift)
+{
+	const __m256i first = _mm256_set1_epi64x((long long)low), zero = _mm256_setzero_si256();
+	const __m128i bits = _mm_cvtsi32_si128((int)shift);
+	__m256i any = zero;
+
+	for (unsigned k = 0; k < FP_BLOCK; k += 4) {
+		__m256i v = _mm256_loadu_si256((const void *)(p + k * 8));
+
+		v = _mm256_srl_epi64(_mm256_sub_epi64(v, first), bits);
+		any = _mm256_or_si256(any, _mm256_cmpeq_epi64(v, zero));
+	}
+	return !_mm256_testz_si256(any, any);
+}
+#else
+static inline bool fp_any(const unsigned char *p, uint64_t low, unsigned shift)
+{
+	bool any = false;
+
+	for (unsigned k = 0; k < FP_BLOCK; k++) {
+		uint64_t word;
+
+		memcpy(&word, p + k * 8, sizeof(word));
+		any |= (word - low) >> shift == 0;
+	}
+	return any;
+}
+#endif
+
+static inline bool fp_in_cluster(const struct core_fp_space *space, uint64_t word)
+{
+	for (unsigned c = 0; c < space->clusters; c++)
+		if (word - space->cluster[c].start < space->cluster[c].bytes)
+			return true;
+	return false;
+}
 
 /*
  * Bit k of found[]: word k of the page lies in a cluster. Returns whether any does.
- * words: a multiple of 64.
+ * words: a multiple of 64; there is a cluster.
  */
 static inline __attribute__((always_inline)) bool fp_search(const struct core_fp_space *space,
 							     const void *page, size_t words,
 							     uint64_t *found)
 {
+	const struct core_fp_cluster *last = &space->cluster[space->clusters - 1];
+	uint64_t low = space->cluster[0].start;
+	uint64_t span = last->start + last->bytes - low;
+	unsigned shift = span > 1 ? 64u - (unsigned)__builtin_clzll(span - 1) : 1;
 	const unsigned char *p = page;
-	fp_vec start[CORE_FP_CLUSTERS], bytes[CORE_FP_CLUSTERS];
 	uint64_t any = 0;
 
-	for (unsigned c = 0; c < CORE_FP_CLUSTERS; c++) {
-		bool used = c < space->clusters;
-
-		start[c] = (fp_vec){ 0 } + (used ? space->cluster[c].start : 0);
-		bytes[c] = (fp_vec){ 0 } + (used ? space->cluster[c].bytes : 0);
-	}
 	for (size_t w = 0; w < words; w += 64) {
 		uint64_t bits = 0;
 
-		for (unsigned k = 0; k < 64; k += 2 * FP_LANES) {
-			fp_vec a, b;
-			fp_mask in_a = { 0 }, in_b = { 0 }, both;
-
-			memcpy(&a, p + (w + k) * 8, sizeof(a));
-			memcpy(&b, p + (w + k + FP_LANES) * 8, sizeof(b));
-			for (unsigned c = 0; c < CORE_FP_CLUSTERS; c++) {
-				in_a |= (a - start[c]) < bytes[c];
-				in_b |= (b - start[c]) < bytes[c];
-			}
-			both = in_a | in_b;
-			if (!(both[0] | both[1] | both[2] | both[3]))
+		for (unsigned k = 0; k < 64; k += FP_BLOCK) {
+			if (!fp_any(p + (w + k) * 8, low, shift))
 				continue;
-			for (unsigned i = 0; i < FP_LANES; i++) {
-				bits |= (uint64_t)(in_a[i] & 1) << (k + i);
-				bits |= (uint64_t)(in_b[i] & 1) << (k + FP_LANES + i);
+			for (unsigned i = k; i < k + FP_BLOCK; i++) {
+				uint64_t word;
+
+				memcpy(&word, p + (w + i) * 8, sizeof(word));
+				bits |= (uint64_t)fp_in_cluster(space, word) << i;
 			}
 		}
 		found[w / 64] = bits;
