@@ -54,6 +54,14 @@ void core_fp_space_init(struct core_fp_space *space, const struct core_fp_range 
 	}
 }
 
+static bool in_cluster(const struct core_fp_space *space, uint64_t word)
+{
+	for (unsigned c = 0; c < space->clusters; c++)
+		if (word - space->cluster[c].start < space->cluster[c].bytes)
+			return true;
+	return false;
+}
+
 /* The mapping that the word points into, or NULL. */
 static const struct core_fp_range *look_up(const struct core_fp_space *space,
 					   struct core_fp_cache *cache, uint64_t word)
@@ -67,6 +75,8 @@ static const struct core_fp_range *look_up(const struct core_fp_space *space,
 		if (word >= r->start && word < r->end)
 			return r;
 	}
+	if (!in_cluster(space, word))
+		return NULL;
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
 

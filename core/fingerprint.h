@@ -13,9 +13,10 @@
  * that process. A page without such a word has no masked and relative ones of its
  * own: they are cut from its hash.
  *
- * How the words are found quickly: the mappings of a process stand in a few clusters,
- * far apart. A vector loop picks the words that lie in a cluster; only those are
- * looked up among the mappings, through a small direct-mapped cache of answers.
+ * How the words are found quickly: a vector loop picks those between the lowest mapping and
+ * the highest. Only those are looked up, through a small direct-mapped cache of answers;
+ * what the cache does not know is searched for if it lies in one of a few clusters, for
+ * mappings stand in a few, far apart.
  */
 #ifndef SAMEPAGE_CORE_FINGERPRINT_H
 #define SAMEPAGE_CORE_FINGERPRINT_H

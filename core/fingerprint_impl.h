@@ -10,55 +10,53 @@
 
 #include "core/fingerprint.h"
 
-#define FP_BLOCK 16 /* words that are looked at together */
+#define FP_BLOCK 32 /* words that are looked at together */
 
 /*
- * May any of FP_BLOCK words lie in the 2^shift bytes from low on? One comparison a vector:
- * AVX2 has but one unit that tells the greater of two long numbers.
+ * Which of FP_BLOCK words may lie in the 2^shift bytes from low on, as bits. One comparison
+ * a vector: AVX2 has but one unit that tells the greater of two long numbers.
  */
 #ifdef __AVX2__
 #include <immintrin.h>
 
-static inline bool fp_any(const unsigned char *p, uint64_t low, unsigned shift)
+static inline uint64_t fp_block(const unsigned char *p, uint64_t low, unsigned shift)
 {
 	const __m256i first = _mm256_set1_epi64x((long long)low), zero = _mm256_setzero_si256();
 	const __m128i bits = _mm_cvtsi32_si128((int)shift);
-	__m256i any = zero;
+	__m256i in[FP_BLOCK / 4], any = zero;
+	uint64_t found = 0;
 
-	for (unsigned k = 0; k < FP_BLOCK; k += 4) {
-		__m256i v = _mm256_loadu_si256((const void *)(p + k * 8));
+	for (unsigned k = 0; k < FP_BLOCK / 4; k++) {
+		__m256i v = _mm256_loadu_si256((const void *)(p + k * 32));
 
 		v = _mm256_srl_epi64(_mm256_sub_epi64(v, first), bits);
-		any = _mm256_or_si256(any, _mm256_cmpeq_epi64(v, zero));
+		in[k] = _mm256_cmpeq_epi64(v, zero);
+		any = _mm256_or_si256(any, in[k]);
 	}
-	return !_mm256_testz_si256(any, any);
+	if (_mm256_testz_si256(any, any))
+		return 0;
+	for (unsigned k = 0; k < FP_BLOCK / 4; k++)
+		found |= (uint64_t)(unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(in[k])) << (4 * k);
+	return found;
 }
 #else
-static inline bool fp_any(const unsigned char *p, uint64_t low, unsigned shift)
+static inline uint64_t fp_block(const unsigned char *p, uint64_t low, unsigned shift)
 {
-	bool any = false;
+	uint64_t found = 0;
 
 	for (unsigned k = 0; k < FP_BLOCK; k++) {
 		uint64_t word;
 
 		memcpy(&word, p + k * 8, sizeof(word));
-		any |= (word - low) >> shift == 0;
+		found |= (uint64_t)((word - low) >> shift == 0) << k;
 	}
-	return any;
+	return found;
 }
 #endif
 
-static inline bool fp_in_cluster(const struct core_fp_space *space, uint64_t word)
-{
-	for (unsigned c = 0; c < space->clusters; c++)
-		if (word - space->cluster[c].start < space->cluster[c].bytes)
-			return true;
-	return false;
-}
-
 /*
- * Bit k of found[]: word k of the page lies in a cluster. Returns whether any does.
- * words: a multiple of 64; there is a cluster.
+ * Bit k of found[]: word k of the page lies between the lowest and the highest mapping, or
+ * not far behind. Returns whether any does. words: a multiple of 64; there is a cluster.
  */
 static inline __attribute__((always_inline)) bool fp_search(const struct core_fp_space *space,
 							     const void *page, size_t words,
@@ -72,18 +70,9 @@ static inline __attribute__((always_inline)) bool fp_search(const struct core_fp
 	uint64_t any = 0;
 
 	for (size_t w = 0; w < words; w += 64) {
-		uint64_t bits = 0;
+		uint64_t bits = fp_block(p + w * 8, low, shift) |
+				fp_block(p + (w + FP_BLOCK) * 8, low, shift) << FP_BLOCK;
 
-		for (unsigned k = 0; k < 64; k += FP_BLOCK) {
-			if (!fp_any(p + (w + k) * 8, low, shift))
-				continue;
-			for (unsigned i = k; i < k + FP_BLOCK; i++) {
-				uint64_t word;
-
-				memcpy(&word, p + (w + i) * 8, sizeof(word));
-				bits |= (uint64_t)fp_in_cluster(space, word) << i;
-			}
-		}
 		found[w / 64] = bits;
 		any |= bits;
 	}
