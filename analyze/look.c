@@ -109,24 +109,24 @@ static int learn_addresses(struct look *l)
 
 /* what has been read ----------------------------------------------------------- */
 
-/* Room for one more page and one more region. */
+/* Room for the pages of one more job, and their region. */
 static int need(struct analyze *a)
 {
 	struct core_census *c = &a->census;
 	struct analyze_inner *in = a->inner;
 	int err;
 
-	if (c->pages >= CORE_CENSUS_PAGES_MAX - 1)
+	if (c->pages >= CORE_CENSUS_PAGES_MAX - ANALYZE_BATCH)
 		return -EOVERFLOW;
-	err = analyze_array_need(&in->hash, (c->pages + 1) * sizeof(*c->hash));
+	err = analyze_array_need(&in->hash, (c->pages + ANALYZE_BATCH) * sizeof(*c->hash));
 	if (!err)
-		err = analyze_array_need(&in->masked, (c->pages + 1) * sizeof(*c->masked));
+		err = analyze_array_need(&in->masked, (c->pages + ANALYZE_BATCH) * sizeof(*c->masked));
 	if (!err)
-		err = analyze_array_need(&in->relative, (c->pages + 1) * sizeof(*c->relative));
+		err = analyze_array_need(&in->relative, (c->pages + ANALYZE_BATCH) * sizeof(*c->relative));
 	if (!err)
 		err = analyze_array_need(&in->region, (c->regions + 1ul) * sizeof(*c->region));
 	if (!err)
-		err = analyze_array_need(&in->gaps, c->gaps_bytes + CORE_CENSUS_GAP_BYTES_MAX);
+		err = analyze_array_need(&in->gaps, c->gaps_bytes + ANALYZE_BATCH * CORE_CENSUS_GAP_BYTES_MAX);
 	c->hash = in->hash.mem;
 	c->masked = in->masked.mem;
 	c->relative = in->relative.mem;
@@ -152,15 +152,12 @@ static uint64_t since(struct look *l, uint64_t vpn, uint64_t hash)
 	return flags;
 }
 
-static int record(struct look *l, const struct analyze_job *job, unsigned i)
+static void record(struct look *l, const struct analyze_job *job, unsigned i)
 {
 	const struct core_fp *fp = &job->fp[i];
 	struct core_census *c = &l->a->census;
 	uint64_t flags = job->flags[i];
-	int err = need(l->a);
 
-	if (err)
-		return err;
 	if (fp->addresses)
 		flags |= CORE_CENSUS_ADDRESSES;
 	flags |= since(l, job->vpn[i], fp->hash);
@@ -169,7 +166,6 @@ static int record(struct look *l, const struct analyze_job *job, unsigned i)
 		l->region_open = job->region_number;
 	}
 	core_census_add_page(c, job->vpn[i], fp->hash, fp->masked, fp->relative, flags);
-	return 0;
 }
 
 static int progress(struct look *l)
@@ -187,10 +183,11 @@ static int progress(struct look *l)
 static int collect(struct look *l)
 {
 	struct analyze_job *job = analyze_ring_collect(&l->a->inner->ring);
-	int err = 0;
+	int err;
 
 	if (!job)
 		return 0;
+	err = need(l->a);
 	l->ended = l->ended || job->ended;
 	for (unsigned i = 0; i < job->pages && !err; i++) {
 		if (job->result[i] == ANALYZE_PAGE_GONE) {
@@ -202,7 +199,7 @@ static int collect(struct look *l)
 		if (job->result[i] == ANALYZE_PAGE_ZERO)
 			l->p->zero++;
 		else
-			err = record(l, job, i);
+			record(l, job, i);
 	}
 	analyze_ring_release(&l->a->inner->ring);
 	if (!err && l->ended)

@@ -343,6 +343,20 @@ unsigned analyze_over_limit(const struct analyze *a, enum core_census_scope scop
 	return n;
 }
 
+/* Within one group that everybody is in, it is the answer for everybody. */
+static void answer(struct analyze *a, enum core_census_scope scope)
+{
+	struct core_census *c = &a->census;
+
+	if (scope == CORE_CENSUS_LAYOUT ? a->groups[scope] > 0 : a->groups[scope] != 1) {
+		core_census_scope(c, scope, 0, &a->answer[scope]);
+		return;
+	}
+	a->answer[scope] = a->answer[CORE_CENSUS_ALL];
+	for (uint32_t p = 0; p < c->processes; p++)
+		c->process[p].vmas_added[scope] = c->process[p].vmas_added[CORE_CENSUS_ALL];
+}
+
 int analyze_finish(struct analyze *a)
 {
 	struct core_census *c = &a->census;
@@ -350,7 +364,7 @@ int analyze_finish(struct analyze *a)
 	a->members = core_census_matrix(c, a->member, a->cell);
 	/* the estimate last: it sorts anew */
 	for (int scope = CORE_CENSUS_USER; scope < CORE_CENSUS_SCOPES; scope++)
-		core_census_scope(c, (enum core_census_scope)scope, 0, &a->answer[scope]);
+		answer(a, (enum core_census_scope)scope);
 	learn_cost(&a->cost);
 	a->ksm_run = sys_read_number("/sys/kernel/mm/ksm/run");
 	a->ksm_shared = sys_read_number("/sys/kernel/mm/ksm/pages_shared");

@@ -28,8 +28,8 @@ static inline uint64_t census_value(const struct core_census *c, enum census_key
 }
 
 /*
- * c->order becomes the numbers of the pages that have all of the flags, sorted by
- * (key, hash, number); returns how many. Uses c->index.
+ * c->order becomes the numbers of the pages that have all of the flags and another one
+ * with their key, sorted by (key, hash, number); returns how many. Uses c->index.
  */
 uint64_t census_sort(struct core_census *c, enum census_key key, uint64_t flags);
 /* The pages that have an equal one by their hash, and c->index for the next two. */

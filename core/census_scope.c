@@ -29,19 +29,7 @@ static void next_stamp(struct core_census *c)
 
 void census_sort_hash(struct core_census *c)
 {
-	uint64_t count = census_sort(c, CENSUS_BY_HASH, 0);
-
-	c->sorted = 0;
-	for (uint64_t from = 0; from < count;) {
-		uint64_t end = census_class_end(c, CENSUS_BY_HASH, from, count);
-
-		if (end - from > 1) {
-			memmove(c->order + c->sorted, c->order + from,
-				(end - from) * sizeof(*c->order));
-			c->sorted += end - from;
-		}
-		from = end;
-	}
+	c->sorted = census_sort(c, CENSUS_BY_HASH, 0);
 	c->sorted_by_hash = true;
 	census_index_regions(c);
 }
@@ -125,8 +113,7 @@ static void join_relative(struct core_census *c, uint64_t which)
 	for (uint64_t from = 0; from < count;) {
 		uint64_t end = census_class_end(c, CENSUS_BY_RELATIVE, from, count);
 
-		if (end - from > 1)
-			join_class(c, CORE_CENSUS_LAYOUT, which, from, end);
+		join_class(c, CORE_CENSUS_LAYOUT, which, from, end);
 		from = end;
 	}
 }

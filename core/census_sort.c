@@ -51,16 +51,36 @@ static bool before(const struct core_census *c, enum census_key key, uint32_t a,
 	return a < b;
 }
 
+/* A page and its key, side by side: the keys lie far apart, each is fetched once. */
+struct pair {
+	uint64_t value;
+	uint32_t page;
+};
+
+static bool pair_before(const struct core_census *c, enum census_key key, const struct pair *a,
+			const struct pair *b)
+{
+	if (a->value != b->value)
+		return a->value < b->value;
+	return before(c, key, a->page, b->page);
+}
+
 static void sort_small(const struct core_census *c, enum census_key key, uint32_t *v, uint64_t n)
 {
+	struct pair pair[SMALL_BUCKET];
+
+	for (uint64_t i = 0; i < n; i++)
+		pair[i] = (struct pair){ census_value(c, key, v[i]), v[i] };
 	for (uint64_t i = 1; i < n; i++) {
-		uint32_t x = v[i];
+		struct pair x = pair[i];
 		uint64_t at = i;
 
-		for (; at > 0 && before(c, key, x, v[at - 1]); at--)
-			v[at] = v[at - 1];
-		v[at] = x;
+		for (; at > 0 && pair_before(c, key, &x, &pair[at - 1]); at--)
+			pair[at] = pair[at - 1];
+		pair[at] = x;
 	}
+	for (uint64_t i = 0; i < n; i++)
+		v[i] = pair[i].page;
 }
 
 static void sift(const struct core_census *c, enum census_key key, uint32_t *v, uint64_t root,
@@ -112,6 +132,21 @@ static void sort_bucket(const struct core_census *c, enum census_key key, uint32
 		sort_large(c, key, v, n);
 }
 
+/* Move the pages of order[from, end) that have an equal one down to order[to]; its new end. */
+static uint64_t keep_classes(struct core_census *c, enum census_key key, uint64_t from, uint64_t end,
+			     uint64_t to)
+{
+	while (from < end) {
+		uint64_t next = census_class_end(c, key, from, end);
+
+		if (next - from > 1)
+			for (; from < next; from++)
+				c->order[to++] = c->order[from];
+		from = next;
+	}
+	return to;
+}
+
 uint64_t census_sort(struct core_census *c, enum census_key key, uint64_t flags)
 {
 	unsigned bits = bits_for(c->pages);
@@ -119,6 +154,7 @@ uint64_t census_sort(struct core_census *c, enum census_key key, uint64_t flags)
 	uint32_t *end = c->index; /* first the counts, then where each bucket ends so far */
 	uint32_t sum = 0;
 	uint32_t from = 0;
+	uint64_t kept = 0;
 
 	memset(end, 0, buckets * sizeof(*end));
 	for (uint64_t i = 0; i < c->pages; i++)
@@ -134,11 +170,13 @@ uint64_t census_sort(struct core_census *c, enum census_key key, uint64_t flags)
 		if ((c->hash[i] & flags) == flags)
 			c->order[end[census_value(c, key, i) >> (64 - bits)]++] = (uint32_t)i;
 	for (uint64_t b = 0; b < buckets; b++) {
-		if (end[b] - from > 1)
+		if (end[b] - from > 1) {
 			sort_bucket(c, key, c->order + from, end[b] - from);
+			kept = keep_classes(c, key, from, end[b], kept);
+		}
 		from = end[b];
 	}
-	return sum;
+	return kept;
 }
 
 uint64_t census_class_end(const struct core_census *c, enum census_key key, uint64_t from,
