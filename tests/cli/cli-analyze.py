@@ -37,7 +37,7 @@ class Skip(Exception):
 
 def known(*words, program=KNOWN, **options):
     """Starts a process with such memory; its number."""
-    p = subprocess.Popen([program, *words], stdout=subprocess.PIPE, env={}, **options)
+    p = subprocess.Popen([program, *words, "its-number"], stdout=subprocess.PIPE, env={}, **options)
     running.append(p)
     assert p.stdout.readline() == b"ready\n"
     return p
@@ -459,7 +459,7 @@ def _():
         os.chmod(names[name], 0o755)
     mine = known("d0:20")
     command = ["setpriv", "--reuid", "65533", "--regid", "65533", "--clear-groups"]
-    p = subprocess.Popen([*command, names["known"], "d0:20"], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
+    p = subprocess.Popen([*command, names["known"], "d0:20", "its-number"], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
     running.append(p)
     assert p.stdout.readline() == b"ready\n"
     def as_user(*pid):

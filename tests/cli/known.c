@@ -16,7 +16,8 @@
  * program's text is its own; file: one page of a private file mapping is; churn: go on
  * mapping and unmapping memory for ever.
  *
- * Prints "ready", then "changed" each time that it has changed, and ends when killed.
+ * The last argument, "its-number", is written over. Prints "ready", then "changed" each
+ * time that it has changed, and ends when killed.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -208,9 +209,9 @@ static void run(char **argv)
 
 __attribute__((noreturn, used)) void known_start(long *stack)
 {
-	volatile char *name = (char *)stack[1];
+	volatile char *name = (char *)stack[stack[0]] + 4; /* behind "its-" */
 
-	/* no page of the stack is like another process's: its name becomes its number */
+	/* no page of the stack is like another process's: its last word becomes its number */
 	for (uint64_t pid = (uint64_t)sys_raw(__NR_getpid); pid && *name; pid /= 10)
 		*name++ = (char)('0' + pid % 10);
 	run((char **)(stack + 2)); /* argc, argv[0], and what is behind it */
