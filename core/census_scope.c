@@ -177,6 +177,13 @@ static int64_t cut_region(const struct core_census *c, uint32_t region, struct c
 	for (; core_census_walk_valid(&w); core_census_walk_next(&w)) {
 		uint32_t slot = c->masked[w.page];
 
+		/* most are not merged: do not take them one by one */
+		while (slot == NO_SLOT && w.left > 1) {
+			w.page++;
+			w.vpn++;
+			w.left--;
+			slot = c->masked[w.page];
+		}
 		if (slot == NO_SLOT)
 			continue;
 		if (run > 0 && w.vpn == covered && slot == last + 1 &&
