@@ -126,7 +126,7 @@ static int need(struct analyze *a)
 	if (!err)
 		err = analyze_array_need(&in->region, (c->regions + 1ul) * sizeof(*c->region));
 	if (!err)
-		err = analyze_array_need(&in->gaps, c->gaps_bytes + ANALYZE_BATCH * CORE_CENSUS_GAP_BYTES_MAX);
+		err = analyze_array_need(&in->gaps, c->gaps_bytes + (uint64_t)ANALYZE_BATCH * CORE_CENSUS_GAP_BYTES_MAX);
 	c->hash = in->hash.mem;
 	c->masked = in->masked.mem;
 	c->relative = in->relative.mem;
@@ -235,25 +235,27 @@ static int drain(struct look *l, int err)
 static int add_page(struct look *l, uint64_t vpn, uint64_t flags)
 {
 	struct analyze_ring *ring = &l->a->inner->ring;
+	struct analyze_job *job = l->job;
 	int err;
 
-	while (!l->job) {
-		l->job = analyze_ring_fill(ring);
-		if (l->job) {
-			l->job->fd = l->mem;
-			l->job->space = &l->space;
-			l->job->region = l->region;
-			l->job->region_number = l->region_number;
-			l->job->pages = 0;
+	while (!job) {
+		job = analyze_ring_fill(ring);
+		if (job) {
+			job->fd = l->mem;
+			job->space = &l->space;
+			job->region = l->region;
+			job->region_number = l->region_number;
+			job->pages = 0;
+			l->job = job;
 			break;
 		}
 		err = collect(l);
 		if (err)
 			return err;
 	}
-	l->job->vpn[l->job->pages] = vpn;
-	l->job->flags[l->job->pages] = (uint8_t)flags;
-	if (++l->job->pages == ANALYZE_BATCH)
+	job->vpn[job->pages] = vpn;
+	job->flags[job->pages] = (uint8_t)flags;
+	if (++job->pages == ANALYZE_BATCH)
 		submit(l);
 	return 0;
 }

@@ -23,6 +23,10 @@
 #include "sys/sys.h"
 
 #define PF_KTHREAD 0x00200000u
+/* Fields of /proc/PID/stat, numbered as proc(5) does. */
+#define STAT_STATE 3
+#define STAT_FLAGS 9
+#define STAT_STARTED 22
 #define REPLICA_WORDS 2
 #define CGROUP_DEPTH_MAX 32
 
@@ -58,7 +62,7 @@ static int read_stat(int pid, struct stat_line *s)
 	char buf[1024];
 	ssize_t n = read_proc(pid, "stat", buf, sizeof(buf));
 	char *open = strchr(buf, '('), *close = strrchr(buf, ')');
-	unsigned long long started = 0;
+	char *rest, *field;
 
 	if (n < 0)
 		return (int)n;
@@ -66,11 +70,17 @@ static int read_stat(int pid, struct stat_line *s)
 		return -ESRCH;
 	*close = '\0';
 	snprintf(s->name, sizeof(s->name), "%s", open + 1);
-	if (sscanf(close + 1, " %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d"
-			      " %*d %*d %llu", &s->state, &s->flags, &started) != 3)
-		return -EPROTO;
-	s->started = started;
-	return 0;
+	rest = close + 1;
+	s->started = 0;
+	for (unsigned i = 2; i <= STAT_STARTED && (field = strsep(&rest, " ")); i++) {
+		if (i == STAT_STATE)
+			s->state = *field;
+		else if (i == STAT_FLAGS)
+			s->flags = (unsigned)strtoul(field, NULL, 10);
+		else if (i == STAT_STARTED)
+			s->started = strtoull(field, NULL, 10);
+	}
+	return s->started ? 0 : -EPROTO;
 }
 
 static uint64_t status_number(const char *status, const char *key, unsigned field)
@@ -228,16 +238,22 @@ static int add_all(struct analyze *a, unsigned *room)
 static int add_cgroup_procs(struct analyze *a, unsigned *room, const char *path)
 {
 	char name[4096];
+	char *line = NULL;
+	size_t line_room = 0;
 	FILE *f;
-	int pid, err = 0;
+	int err = 0;
 
 	snprintf(name, sizeof(name), "%s/cgroup.procs", path);
 	f = fopen(name, "re");
 	if (!f)
 		return -errno;
-	while (!err && fscanf(f, "%d", &pid) == 1)
+	while (!err && getline(&line, &line_room, f) > 0) {
+		long pid = strtol(line, NULL, 10);
+
 		if (pid > 0) /* 0: of another pid namespace */
-			err = add(a, room, pid, false);
+			err = add(a, room, (int)pid, false);
+	}
+	free(line);
 	fclose(f);
 	return err;
 }

@@ -338,7 +338,7 @@ static void print_obstacles(const struct analyze *a, const struct totals *t)
 	       cli_mib(t->pinned_bytes));
 	if (a->ksm_run > 0)
 		printf("  KSM runs: it has merged %lld pages into %lld\n",
-		       (long long)(a->ksm_sharing + a->ksm_shared), (long long)a->ksm_shared);
+		       (long long)a->ksm_sharing + (long long)a->ksm_shared, (long long)a->ksm_shared);
 }
 
 const char *cli_analyze_why(const struct analyze_process *p)

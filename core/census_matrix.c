@@ -70,7 +70,7 @@ uint32_t core_census_matrix(struct core_census *c, uint32_t member[CORE_CENSUS_M
 			uint64_t bit = row ? UINT64_C(1) << (row - 1) : 0;
 
 			if (mask & bit)
-				cell[(row - 1) * (CORE_CENSUS_MATRIX + 1)]++;
+				cell[(size_t)(row - 1) * (CORE_CENSUS_MATRIX + 1)]++;
 			mask |= bit;
 		}
 		count_pairs(mask, cell);

@@ -26,7 +26,7 @@ static inline uint64_t fp_block(const unsigned char *p, uint64_t low, unsigned s
 	__m256i in[FP_BLOCK / 4], any = zero;
 	uint64_t found = 0;
 
-	for (unsigned k = 0; k < FP_BLOCK / 4; k++) {
+	for (size_t k = 0; k < FP_BLOCK / 4; k++) {
 		__m256i v = _mm256_loadu_si256((const void *)(p + k * 32));
 
 		v = _mm256_srl_epi64(_mm256_sub_epi64(v, first), bits);
@@ -44,7 +44,7 @@ static inline uint64_t fp_block(const unsigned char *p, uint64_t low, unsigned s
 {
 	uint64_t found = 0;
 
-	for (unsigned k = 0; k < FP_BLOCK; k++) {
+	for (size_t k = 0; k < FP_BLOCK; k++) {
 		uint64_t word;
 
 		memcpy(&word, p + k * 8, sizeof(word));

@@ -90,7 +90,7 @@ static void add(char *at, const char *s, uint64_t pid, uint64_t round)
 		case 'd': fill((char *)page, number(s + 1) + i); break;
 		case 's': fill((char *)page, 800000 + i); break;
 		case 'c': fill((char *)page, round ? (pid << 32) + (round << 24) + i : CHANGING + i); break;
-		case 'u': fill((char *)page, (pid << 32) + (uint64_t)(at - (char *)0) / PAGE + i); break;
+		case 'u': fill((char *)page, (pid << 32) + (uint64_t)(uintptr_t)at / PAGE + i); break;
 		case 'a':
 			fill((char *)page, 700000 + i);
 			*(volatile uint64_t *)(page + 64) = (uint64_t)(uintptr_t)page;
