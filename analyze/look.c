@@ -35,7 +35,6 @@
 
 #define SCAN_REGIONS 256
 #define PAGEMAP_PAGES 512
-#define STORE_NAME "/memfd:samepage-store"
 
 struct look {
 	struct analyze *a;
@@ -367,9 +366,9 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 	uint64_t ksm = vma->ksm_bytes / l->page_bytes;
 	int err;
 
-	if (strncmp(vma->name, STORE_NAME, sizeof(STORE_NAME) - 1) == 0 &&
-	    vma->rss_bytes > vma->anon_bytes && !vma->shared)
-		l->p->merged += (vma->rss_bytes - vma->anon_bytes) / l->page_bytes;
+	/* also where the process has not read since: a merged page need not be in its tables */
+	if (strncmp(vma->name, ANALYZE_STORE_NAME, sizeof(ANALYZE_STORE_NAME) - 1) == 0 && !vma->shared)
+		l->p->merged += (vma->end - vma->start - vma->anon_bytes) / l->page_bytes;
 	if (vma->flags & SYS_VMF(ht)) {
 		l->p->hugetlb += (vma->end - vma->start) / l->page_bytes;
 		return 0;
