@@ -10,7 +10,8 @@
 BUILD := build
 PREFIX ?= /usr/local
 PACKAGES := gcc g++ libc6-dev pkg-config meson ninja-build python3 libxxhash-dev \
-	libjson-c-dev libsystemd-dev libcmocka-dev musl-tools busybox-static
+	libjson-c-dev libsystemd-dev libcmocka-dev libjs-chart.js python3-jsonschema \
+	musl-tools busybox-static
 
 # The system's own interpreter first: what stands before it in PATH may be a script.
 PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
@@ -71,11 +72,11 @@ install: build
 	meson install -C $(BUILD) --no-rebuild
 
 check-style: build
-	clang-tidy -p $(BUILD) --quiet core/*.c sys/*.c broker/*.c proc/*.c lib/*.c shim/*.c cli/*.c
+	clang-tidy -p $(BUILD) --quiet core/*.c sys/*.c broker/*.c proc/*.c lib/*.c shim/*.c analyze/*.c cli/*.c
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
 		--inline-suppr --suppress=missingIncludeSystem \
 		--suppress=allocaCalled --suppress=duplicateAssignExpression --error-exitcode=1 \
-		$(CPPCHECK_DEFS) -I. -Iinclude core sys broker proc lib shim cli
+		$(CPPCHECK_DEFS) -I. -Iinclude core sys broker proc lib shim analyze cli
 
 clean:
 	rm -rf $(BUILD) build-asan build-tsan build-clang

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # bench/run.sh [BUILD_DIR] [OPTION...]: measure, and write docs/benchmarks.md.
-# --quick takes a minute, the full run seven; --quick leaves the document alone, as does
-# any other option of bench-merge (see its --help). The full run ends with the RFC's
-# experiment (bench-codepatch, see its --help), which adds its tables.
+# --quick takes a minute, the full run eight; --quick leaves the document alone, as does
+# any other option of bench-merge (see its --help). bench-merge writes the document, the
+# RFC's experiment (bench-codepatch) and bench-analyze append to it.
 set -eu
 here=$(dirname "$0")
 build=$here/../build
@@ -14,11 +14,20 @@ case "${1:-}" in
 esac
 program=$build/bench/bench-merge
 test -x "$program" || program=$build/bench-merge
-codepatch=$(dirname "$program")/bench-codepatch
+bench=$(dirname "$program")
 sudo=
 test "$(id -u)" -eq 0 || sudo=sudo
-test $# -eq 0 || exec $sudo "$program" "$@"
-document=$here/../docs/benchmarks.md
-$sudo "$program" --output "$document"
-$sudo "$codepatch" --output "$document"
-$sudo "$codepatch" --forked --output "$document"
+case $#:"${1:-}" in
+0:)
+	document=$here/../docs/benchmarks.md
+	$sudo "$program" --output "$document"
+	$sudo "$bench/bench-codepatch" --output "$document"
+	$sudo "$bench/bench-codepatch" --forked --output "$document"
+	exec $sudo "$bench/bench-analyze" --append "$document"
+	;;
+1:--quick)
+	$sudo "$program" --quick
+	exec $sudo "$bench/bench-analyze" --quick
+	;;
+esac
+exec $sudo "$program" "$@"

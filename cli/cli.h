@@ -8,6 +8,7 @@
  * pass.c    samepage merge, unmerge
  * status.c  samepage status
  * check.c   samepage check
+ * analyze.c samepage analyze; the rest of it is in analyze.h
  * ctl.c     conversation with the broker
  * report.c  results as JSON and as text; fmt.c tables, numbers, messages
  *
@@ -41,6 +42,7 @@ int cli_merge(int argc, char **argv);
 int cli_unmerge(int argc, char **argv);
 int cli_status(int argc, char **argv);
 int cli_check(int argc, char **argv);
+int cli_analyze(int argc, char **argv);
 
 /* fmt.c ------------------------------------------------------------------- */
 

@@ -15,6 +15,7 @@ static const struct {
 	{ "merge", cli_merge, "merge identical pages of running programs now" },
 	{ "unmerge", cli_unmerge, "give merged pages private copies again" },
 	{ "status", cli_status, "what is shared, what it saves and what it costs" },
+	{ "analyze", cli_analyze, "what would merging save, of programs as they are" },
 	{ "check", cli_check, "does merging work on this machine, and if not, why" },
 };
 

@@ -264,6 +264,10 @@ static void parse_key(const char *line, struct sys_vma *vma)
 		take_bytes(s, &vma->pss_bytes);
 	else if ((s = value_of(line, "Anonymous")))
 		take_bytes(s, &vma->anon_bytes);
+	else if ((s = value_of(line, "KSM")))
+		take_bytes(s, &vma->ksm_bytes);
+	else if ((s = value_of(line, "Swap")))
+		take_bytes(s, &vma->swap_bytes);
 	else if ((s = value_of(line, "VmFlags")))
 		vma->flags = parse_flags(s);
 	else if ((s = value_of(line, "ProtectionKey")) && take_number(&s, 10, &number))

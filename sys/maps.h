@@ -44,6 +44,8 @@ struct sys_vma {
 	uint64_t pss_bytes;  /* smaps only */
 	uint64_t rss_bytes;  /* smaps only */
 	uint64_t anon_bytes; /* smaps only: "Anonymous:" */
+	uint64_t ksm_bytes;  /* smaps only, Linux 6.6: pages that KSM merged */
+	uint64_t swap_bytes; /* smaps only */
 	char name[64];   /* path or [name], cut */
 };
 

@@ -167,6 +167,10 @@ check "status: KSM's names" json \
 	"d['pages_sharing'] == d['pages_mapped'] - d['pages_shared'] > $pages"
 check "status: profit" json "d['general_profit'] == (d['pages_mapped'] - d['pages_shared'])
 	* d['page_bytes'] - d['own_bytes'] > 0"
+mapped=$(sed -n 's/.*"pages_mapped": *\([0-9]*\).*/\1/p' "$tmp/out" | head -n 1)
+try "$SAMEPAGE" analyze --json "${workers[@]}"
+check "analyze sees from outside what is merged" json \
+	"abs(d['pages']['merged'] - $mapped) <= $mapped // 20"
 try "$SAMEPAGE" merge "${workers[@]}"
 check "merge again, as text: status 0" status_is 0
 check "merge again, as text: a total" out_has '^total  *3 processes'

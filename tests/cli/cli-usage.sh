@@ -14,7 +14,7 @@ check "no command: usage on stderr" err_has '^usage:'
 try "$SAMEPAGE" frobnicate
 check "unknown command: status 2" status_is 2
 check "unknown command: it is named" err_has frobnicate
-for command in '' run merge unmerge status check; do
+for command in '' run merge unmerge status analyze check; do
 	# shellcheck disable=SC2086
 	try "$SAMEPAGE" $command --help
 	check "${command:-samepage} --help: status 0" status_is 0
@@ -28,6 +28,9 @@ check "a full disk is no success" status_is 1
 for words in 'merge' 'unmerge' 'merge 1 --all' 'merge x' 'merge 0' 'merge -5' 'merge 1x' \
 	'merge 99999999999' 'merge --frob 1' 'merge --timeout 0 1' \
 	'merge 1 --timeout' 'merge --timeout 5x --all' 'status --timeout -1' \
+	'analyze' 'analyze x' 'analyze 0' 'analyze --all 1' 'analyze --all --cgroup /x' \
+	'analyze --json --html x 1' 'analyze --looks 2 1' 'analyze --watch 0 1' \
+	'analyze --threads 99 1' 'analyze --watch' 'analyze --frob 1' \
 	'status x' 'status --all' 'check now' 'check --frob' \
 	'run' 'run --' 'run --scope some -- true' 'run --layout odd -- true' 'run --domain' \
 	'run --domain a/b -- true' 'run --broker rel/path -- true' 'run --frob -- true'; do

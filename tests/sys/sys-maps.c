@@ -446,6 +446,9 @@ static void other_kernels_files_are_understood(void **state)
 		"00401000-00402000 rw-p 00000000 00:00 0 \n"
 		"Rss:    nonsense\n"
 		"Anonymous:            12 kB\n"
+		"KSM:                   8 kB\n"
+		"Swap:                  4 kB\n"
+		"SwapPss:              99 kB\n"
 		"ProtectionKey:         7\n"
 		"7fffff000-80000000g rw-p 00000000 00:00 0 \n"
 		"00500000-00501000 rw-p 00000000 00:00 0 [stack:123]\n"
@@ -470,6 +473,8 @@ static void other_kernels_files_are_understood(void **state)
 		assert_true(!v[0].anonymous && v[0].pkey == 0);
 		assert_true(v[1].anonymous && v[1].pkey == 7 && v[1].flags == 0);
 		assert_true(v[1].rss_bytes == 0 && v[1].anon_bytes == 12 * 1024);
+		assert_true(v[1].ksm_bytes == 8 * 1024 && v[1].swap_bytes == 4 * 1024);
+		assert_true(v[0].ksm_bytes == 0 && v[0].swap_bytes == 0);
 		assert_true(v[2].stack && v[2].anonymous && v[3].stack && !v[3].heap);
 		assert_true(!v[4].anonymous && !v[4].stack);
 		assert_true(v[5].start == 0xffffffffff600000 && v[5].prot == PROT_EXEC);

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the files of `samepage analyze` share.
+ *
+ * analyze.c       options, looks in a row, progress
+ * analyze_text.c  the report for people
+ * analyze_json.c  the report for programs, which is also what the page shows
+ * analyze_html.c  the page: template, Chart.js and report, put together
+ */
+#ifndef SAMEPAGE_CLI_ANALYZE_H
+#define SAMEPAGE_CLI_ANALYZE_H
+
+#include <json-c/json.h>
+#include <stdio.h>
+
+#include "analyze/analyze.h"
+
+void cli_analyze_text(const struct analyze *a);
+/* One line for the look that was made last. */
+void cli_analyze_text_look(const struct analyze *a);
+/* Why this process is not in the figures; NULL: it is. */
+const char *cli_analyze_why(const struct analyze_process *p);
+struct json_object *cli_analyze_json(const struct analyze *a);
+/* Was the plotting library there when samepage was built? */
+bool cli_analyze_can_html(void);
+/* 0 or -errno. */
+int cli_analyze_html(struct json_object *report, const char *path);
+
+#endif
