@@ -43,11 +43,11 @@ extern "C" {
  */
 #define SAMEPAGE_REASONS(X)                                                                        \
 	X(UNIQUE, "unique", "no second page like it has been seen")                                \
-	X(CHANGED, "changed", "its bytes changed between the look and the freeze")                 \
+	X(CHANGED, "changed", "its bytes changed after they were looked at")                 \
 	X(VANISHED, "vanished", "it was unmapped or discarded meanwhile")                          \
-	X(VMA_KIND, "vma_kind", "not private anonymous memory (file, shared or special mapping)")  \
+	X(VMA_KIND, "vma_kind", "not private memory, or of a file that cannot be opened again")   \
 	X(VMA_FLAGS, "vma_flags", "a mapping flag that could not be kept (locked, stack, ...)")    \
-	X(PROTECTION, "protection", "the mapping is not readable and writable")                    \
+	X(PROTECTION, "protection", "the mapping is not readable, or not writable and no code")                    \
 	X(POLICY, "policy", "the mapping has a NUMA policy or protection key of its own")          \
 	X(UFFD_BUSY, "uffd_busy", "the program uses userfaultfd on the mapping itself")            \
 	X(NO_FREEZE, "no_freeze", "no userfaultfd that can stop writers is to be had here")        \
@@ -63,7 +63,7 @@ extern "C" {
 	X(STOPPED, "stopped", "the call ended early (handle closing, fork)")                       \
 	X(FAILED, "failed", "the kernel refused a step, see the log")                              \
 	X(WRITABLE, "writable",                                                                    \
-	  "a writable page of a file, or written since its merge: only while nobody can write")     \
+	  "a writable page of a file, or written since its merge: who writes cannot be stopped")     \
 	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")
 
 enum samepage_reason {
@@ -146,13 +146,13 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  * What can be merged: private anonymous memory that is writable; pages of a private
  * file mapping that were copied on write (patched text, relocated data), in a mapping
  * that is not writable now; executable anonymous memory that is not writable now; and
- * what was merged before and written since, in one that is not writable now. A writable
- * page of a file, and one written since its merge, cannot be protected from writers:
- * they are merged only if the calling thread is the only one of the process and nothing
- * is open that lets the kernel write by itself (io_uring, AIO, devices, sockets); or if
- * the caller promises SAMEPAGE_MERGE_QUIESCENT: no thread, no other process and no
- * device writes to the range during the call. The thread that calls takes no signals
- * until the call is over.
+ * what of these two kinds was merged before and written since. A writable page of a
+ * file, and a writable page that was written since its merge, cannot be protected from
+ * writers: they are merged only with SAMEPAGE_MERGE_QUIESCENT, the caller's promise that
+ * no thread, no other process and no device writes to the range during the call. A
+ * promise that is not kept loses writes. The thread that calls takes no signals until the
+ * call is over (at most 5 s more if a broker stops answering). A file of which pages are
+ * merged stays in use until they are unmerged or unmapped and the next call sees it.
  *
  * The caller vouches that nobody unmaps the range, maps over it, or changes its
  * protection or advice during the call; reading and writing it is fine from
@@ -181,6 +181,8 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  *          already was merged, the rest counted as no_broker; the result is valid
  * -EPERM   the library's thread could not be woken (a seccomp filter forbids
  *          tgkill): nothing was done
+ * -EAGAIN  the same, because the user's signals are used up (RLIMIT_SIGPENDING), or
+ *          because this thread is in the middle of a fork (a signal handler)
  */
 SAMEPAGE_API int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t flags,
 				struct samepage_result *result);

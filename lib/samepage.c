@@ -77,6 +77,7 @@ void samepage_close(struct samepage *handle)
 	if (!handle)
 		return;
 	proc_engine_free(handle->engine);
+	proc_mem_forget_files(); /* what the program has unmapped meanwhile */
 	free(handle);
 }
 

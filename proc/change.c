@@ -188,6 +188,9 @@ static int fresh(uint64_t start, uint64_t end, int prot)
 {
 	int err = 0;
 
+	/* It may have been a file's: the old bytes, and the caller hears of it. */
+	if (proc_origin_lost() && !(prot & PROT_WRITE))
+		return -EAGAIN;
 	while (err == 0 && start < end) {
 		bool file;
 		uint64_t until = proc_origin_span(start, end, &file);
@@ -296,6 +299,15 @@ static void forget_files(uint64_t start, uint64_t end)
 		return;
 	proc_origin_collect(fd);
 	sys->close(fd);
+}
+
+void proc_mem_forget_files(void)
+{
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	forget_files(0, UINT64_MAX);
+	proc_mem_unlock(&guard);
 }
 
 int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages)

@@ -392,8 +392,9 @@ static int start_thread(struct proc_engine *e)
 	if (err)
 		return err;
 	pthread_attr_setstack(&attr, e->stack, e->stack_bytes);
-	/* Inherited by the thread: it never runs a handler of the program. */
-	sys_sigmask_block_all(&saved);
+	/* Inherited by the thread: it never runs a handler of the program. Not that of
+	 * setuid(), whose caller holds a lock that pthread_create takes. */
+	sys_sigmask_block_most(&saved);
 	err = -pthread_create(&e->thread, &attr, engine_main, e);
 	e->joinable = err == 0;
 	sys_sigmask_restore(&saved);
@@ -509,6 +510,8 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 
 	if (e->retired)
 		return -ECANCELED;
+	if (proc_fork_under_way())
+		return -EAGAIN;
 	if (atomic_load(&e->state) == PROC_DEAD) {
 		/* The shim starts threads at fork only, where libc has put itself in order. */
 		if (e->params.owned_only)
@@ -526,19 +529,16 @@ static int post(struct proc_engine *e, enum proc_call_kind kind)
 	/* Not to be reached (a seccomp filter?): take the call back, if it is still there. */
 	if (err < 0 && atomic_exchange(&e->call_posted, 0))
 		return err;
-	/* Without a limit: a thread that woke up would write to its own memory (quiet.c). */
 	while (!atomic_load(&e->call.done) && atomic_load(&e->state) != PROC_DEAD)
 		sys_futex_wait(&e->call.done, 0, -1);
 	return atomic_load(&e->state) == PROC_DEAD ? e->start_error : e->call.error;
 }
 
-/*
- * Around every call. With signals blocked: a handler that made a call of its own would
- * wait for this very thread. And while the thread waits it runs nothing (quiet.c).
- */
+/* Around every call. With signals blocked: a handler that made a call of its own would
+ * wait for this very thread. */
 static void enter(struct proc_engine *e, sigset_t *saved)
 {
-	sys_sigmask_block_all(saved);
+	sys_sigmask_block_most(saved);
 	proc_lock(&e->call_lock);
 }
 
@@ -558,7 +558,6 @@ int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint3
 	e->call.start = start;
 	e->call.end = end;
 	e->call.want = want;
-	e->call.caller = sys_gettid();
 	err = post(e, PROC_CALL_MERGE);
 	if (result)
 		*result = e->call.result;

@@ -63,6 +63,8 @@ enum proc_want {
 	PROC_WANT_QUIET = 1u << 1,    /* and promises that nobody writes to it meanwhile */
 };
 
+/* A process that shares its memory with another: its thread is never alone (alone.c). */
+void proc_never_alone(void);
 /* Merge a range now. Any thread. As samepage_merge(); want: enum proc_want. */
 int proc_engine_merge(struct proc_engine *e, uint64_t start, uint64_t end, uint32_t want,
 		      struct samepage_result *result);

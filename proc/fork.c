@@ -9,6 +9,9 @@
  * In the child every engine is without a thread; it starts a new one at once (the
  * shim) or with the next call (library handles).
  *
+ * A signal handler that runs between the hooks may call us: no engine would answer before
+ * its own thread has gone on, so it is told to come again (proc_fork_under_way()).
+ *
  * The hooks may be called twice for one fork (by pthread_atfork and by a program
  * that was told to call them): each thread knows whether it has prepared.
  */
@@ -35,21 +38,27 @@ void proc_fork_parent(void)
 {
 	if (!prepared)
 		return;
-	prepared = false;
+	/* A handler in between is refused, not left waiting. */
 	proc_mem_fork_ends();
+	prepared = false;
 }
 
 void proc_fork_child(void)
 {
 	if (!prepared)
 		return;
-	prepared = false;
 	proc_mem_fork_child();
 	for (struct proc_engine *e = proc_engines(); e; e = e->next) {
 		proc_engine_forked(e);
 		if (revive_at_once)
 			(void)proc_engine_revive(e);
 	}
+	prepared = false;
+}
+
+bool proc_fork_under_way(void)
+{
+	return prepared;
 }
 
 void proc_fork_revive_at_once(bool yes)

@@ -7,7 +7,8 @@
  *
  * For mappings that are not writable. In a writable one a write could fall between the
  * copy and the replacement; those get private copies in the store mapping instead
- * (MADV_POPULATE_WRITE, change.c), which the kernel does under its own locks.
+ * (MADV_POPULATE_WRITE, change.c), which the kernel does under its own locks, unless the
+ * program has no other thread. A mapping without access is readable for the moment.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -41,7 +42,7 @@ static intptr_t filled(const struct home *h, uint64_t start, uint64_t bytes, boo
 	if (err == 0 && sys->read_self(&to, 1, &from, 1) != (ssize_t)bytes)
 		err = -EAGAIN;
 	if (err == 0)
-		err = sys->mprotect((void *)p, bytes, h->prot);
+		err = sys->mprotect((void *)p, bytes, h->prot | PROT_READ);
 	if (err < 0) {
 		sys->munmap((void *)p, bytes);
 		return err;
@@ -54,18 +55,28 @@ static intptr_t filled(const struct home *h, uint64_t start, uint64_t bytes, boo
 static int piece_home(struct home *h, uint64_t start, uint64_t bytes, bool file, uint64_t *done)
 {
 	const size_t page_bytes = sys_page_bytes();
-	intptr_t p = filled(h, start, bytes, file);
+	bool hidden = !(h->prot & PROT_READ);
 	unsigned rewritten = 0;
+	intptr_t p;
 	int n;
 
 	*done = 0;
-	if (p < 0)
+	n = hidden ? sys->mprotect((void *)start, bytes, PROT_READ) : 0;
+	if (n < 0)
+		return n;
+	p = filled(h, start, bytes, file);
+	if (p < 0) {
+		if (hidden)
+			sys->mprotect((void *)start, bytes, h->prot);
 		return (int)p;
+	}
 	n = proc_hold_replace(&h->hold, h->room, (uint8_t *)p, (uint8_t *)start,
 			      (unsigned)(bytes / page_bytes), &rewritten);
 	*done = n > 0 ? (uint64_t)n * page_bytes : 0;
 	if (*done < bytes)
 		sys->munmap((void *)(p + (intptr_t)*done), bytes - *done);
+	if (hidden)
+		sys->mprotect((void *)start, bytes, h->prot);
 	return n < 0 ? n : *done < bytes ? -EAGAIN : 0;
 }
 
@@ -98,7 +109,7 @@ int proc_mem_home(uint64_t start, uint64_t end, int prot, uint64_t *pages)
 	intptr_t room;
 	int err;
 
-	if (!(prot & PROT_READ) || (prot & PROT_WRITE))
+	if ((prot & PROT_WRITE) && !proc_alone(true))
 		return -EACCES;
 	err = proc_hold_open(&h.hold, HOLD_PAGES);
 	if (err < 0)

@@ -116,7 +116,6 @@ struct proc_call {
 	enum proc_call_kind kind;
 	uint64_t start, end;
 	uint32_t want; /* enum proc_want */
-	pid_t caller;  /* the thread that waits, with all signals blocked */
 	union { /* by kind */
 		struct samepage_result result;
 		struct samepage_stats stats;
@@ -254,14 +253,11 @@ int proc_hold_replace(struct proc_hold *h, uint8_t *room, const uint8_t *from, u
 void proc_still_commit(struct proc_engine *e, const struct proc_chunk *c,
 		       struct samepage_result *res);
 
-/*
- * quiet.c: the thread `caller` waits with its signals blocked. Is it the only one that
- * could write to this process's memory, devices included?
- */
-bool proc_quiet(struct proc_engine *e, pid_t caller);
+/* alone.c: does the program have no thread but the one that waits for us? */
+bool proc_alone(bool locked); /* is the memory lock held? */
 
-/* A process that shares its memory with another is never quiet. */
-void proc_quiet_never(void);
+/* fork.c: is this thread between the hooks? */
+bool proc_fork_under_way(void);
 
 /* staging.c */
 struct proc_staging *proc_staging_for(struct proc_engine *e, int prot); /* NULL: no memory */

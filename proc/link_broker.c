@@ -25,7 +25,7 @@
 #include "sys/paths.h"
 
 /* A broker that does not answer is as good as dead; its own work is bounded. */
-#define ANSWER_MSEC 30000
+#define ANSWER_MSEC 5000
 
 /* What the broker shares with us: mapped while there is work, the fd kept. */
 struct shared {

@@ -23,6 +23,8 @@ static unsigned passes;          /* under way, of all engines */
 static struct core_rangeset owned = EMPTY_SET;
 static struct core_rangeset hull = EMPTY_SET;
 static struct core_rangeset stale = EMPTY_SET;
+static struct proc_mem_flags known_flags; /* start == end: none */
+static uint64_t changes;
 static bool hull_everything;
 static bool stale_everything;
 static uint64_t sets_bytes;
@@ -142,8 +144,6 @@ void proc_mem_unlock(const struct proc_mem_guard *guard)
  * have answered; the engine's must, too, or the program hangs. Its handler reads
  * memory of the program, so not while anything is frozen.
  */
-#define SIGSETXID 33
-
 static void engine_sigmask(bool answer_setxid)
 {
 	sigset_t set;
@@ -151,8 +151,8 @@ static void engine_sigmask(bool answer_setxid)
 	/* libc's functions know nothing of this number. */
 	memset(&set, 0xff, sizeof(set));
 	if (answer_setxid)
-		((unsigned char *)&set)[(SIGSETXID - 1) / 8] &=
-			(unsigned char)~(1u << (SIGSETXID - 1) % 8);
+		((unsigned char *)&set)[(SYS_SIGSETXID - 1) / 8] &=
+			(unsigned char)~(1u << (SYS_SIGSETXID - 1) % 8);
 	sys_sigmask_restore(&set);
 }
 
@@ -214,6 +214,8 @@ void proc_mem_fork_child(void)
 	core_rangeset_init(&hull, proc_mem_sets_realloc);
 	core_rangeset_init(&stale, proc_mem_sets_realloc);
 	hull_everything = stale_everything = true;
+	known_flags.start = known_flags.end = 0;
+	proc_origin_torn();
 }
 
 /* --- owned ---------------------------------------------------------------- */
@@ -359,9 +361,6 @@ size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)
 }
 
 /* --- stale ---------------------------------------------------------------- */
-
-static struct proc_mem_flags known_flags; /* start == end: none */
-static uint64_t changes;
 
 void proc_mem_touched(uint64_t start, uint64_t end)
 {

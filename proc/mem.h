@@ -2,7 +2,7 @@
 /*
  * What this process knows about its own memory, and the lock that keeps it true.
  *
- * Three range sets, one per process, whoever opened however many handles:
+ * Three range sets (and origin.c's), one per process, whoever opened however many handles:
  *
  *   owned   memory whose creation we saw and whose release we would see; only
  *           this is merged in the background. Forgetting a range is safe.
@@ -149,7 +149,7 @@ bool proc_mem_excluded(uint64_t start, uint64_t end, uint64_t *ex_start, uint64_
 #define PROC_DISCARD_ADVICE 4 /* MADV_DONTNEED */
 int proc_mem_discard(uint64_t start, uint64_t end, int advice);
 /* Private copies of everything merged in the range. Lock held; any thread.
- * 0, -ENOMEM, -EACCES (a mapping is not readable now). *pages counts. */
+ * 0, -ENOMEM, -EACCES, -EAGAIN (not to be read now, or always written). *pages counts. */
 int proc_mem_unmerge(uint64_t start, uint64_t end, uint64_t *pages);
 /*
  * origin.c: what was there before pages of a file were merged, so that discarding
@@ -161,6 +161,9 @@ int proc_origin_keep(const struct sys_vma *vma, int fd, int maps_fd);
 bool proc_origin_kept(const struct sys_vma *vma, uint64_t start, uint64_t end);
 void proc_origin_forget(uint64_t start, uint64_t end);
 void proc_origin_collect(int maps_fd); /* forget ranges without store mappings */
+/* In a child of fork whose parent was changing them: nothing is known any more. */
+void proc_origin_torn(void);
+bool proc_origin_lost(void); /* and something was */
 bool proc_origin_any(uint64_t start, uint64_t end);
 unsigned proc_origin_count(void); /* mappings that remember */
 /* How much from `start` on has one origin (*known), or none; at most up to `end`. */
@@ -169,9 +172,12 @@ uint64_t proc_origin_span(uint64_t start, uint64_t end, bool *known);
 intptr_t proc_origin_copy(uint64_t start, uint64_t bytes);
 /*
  * Ordinary private memory again, with the same bytes: anonymous, or of the file that it
- * was. Mappings that are not readable stay: -EACCES. *pages counts.
+ * was. Writable mappings, unless the program has no other thread, stay: -EACCES. *pages
+ * counts.
  */
 int proc_mem_home(uint64_t start, uint64_t end, int prot, uint64_t *pages);
+/* Let go of the files of which nothing is merged any more. Takes the lock. */
+void proc_mem_forget_files(void);
 /* The same for what was a file's in the range, wherever it is merged. */
 int proc_mem_files_home(uint64_t start, uint64_t end);
 

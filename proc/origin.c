@@ -204,6 +204,23 @@ bool proc_origin_kept(const struct sys_vma *v, uint64_t start, uint64_t end)
 	return r && r->start <= start && r->end >= end && same_file(&anchors[r->attr], v);
 }
 
+static bool lost;
+
+void proc_origin_torn(void)
+{
+	for (uint32_t i = 0; i < anchors_room; i++)
+		lost = lost || anchors[i].base;
+	anchors = anchors_few;
+	anchors_room = ANCHORS_FEW;
+	memset(anchors_few, 0, sizeof(anchors_few));
+	core_rangeset_init(&origin, proc_mem_sets_realloc);
+}
+
+bool proc_origin_lost(void)
+{
+	return lost;
+}
+
 bool proc_origin_any(uint64_t start, uint64_t end)
 {
 	return core_rangeset_intersects(&origin, start, end);

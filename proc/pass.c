@@ -28,7 +28,7 @@ struct pass {
 	uint64_t start, end;
 	enum proc_mode mode;
 	const struct proc_call *call; /* NULL: the engine's own pass */
-	enum { UNKNOWN, QUIET, BUSY } quiet; /* asked once, and only if it matters */
+	enum { UNKNOWN, ALONE, AMONG_OTHERS } company; /* asked once, and only if it matters */
 	struct samepage_result *res;
 	uint64_t cursor; /* mapped up to here so far */
 	bool gap;
@@ -249,14 +249,11 @@ static enum samepage_reason flags_obstacle(const struct sys_vma *v)
 	return SAMEPAGE_REASON_COUNT;
 }
 
-/* Is nobody else there who could write to memory during this call? */
-static bool quiet(struct pass *p)
+static bool alone(struct pass *p)
 {
-	if (p->quiet == UNKNOWN)
-		p->quiet = (p->call->want & PROC_WANT_QUIET) || proc_quiet(p->e, p->call->caller)
-				   ? QUIET
-				   : BUSY;
-	return p->quiet == QUIET;
+	if (p->company == UNKNOWN)
+		p->company = proc_alone(false) ? ALONE : AMONG_OTHERS;
+	return p->company == ALONE;
 }
 
 /* Is it, or was it before it was merged, a mapping of a file? */
@@ -289,7 +286,7 @@ static enum samepage_reason kind_obstacle(struct pass *p, const struct sys_vma *
 		c->still = file || p->e->uffd < 0;
 		if (!c->still)
 			return SAMEPAGE_REASON_COUNT;
-		if (p->call && quiet(p))
+		if (p->call && (p->call->want & PROC_WANT_QUIET))
 			return SAMEPAGE_REASON_COUNT;
 		return file ? SAMEPAGE_REASON_WRITABLE : SAMEPAGE_REASON_NO_FREEZE;
 	}
@@ -298,14 +295,16 @@ static enum samepage_reason kind_obstacle(struct pass *p, const struct sys_vma *
 								  : SAMEPAGE_REASON_PROTECTION;
 }
 
-/* May the range go away in the middle, for all that we know? Then only what is owned. */
-static bool owned_only(struct pass *p, const struct sys_vma *v)
+/*
+ * May the range go away in the middle, for all that we know? Then only what is owned.
+ * Who calls and is alone cannot unmap what he asks us to merge. With other threads about,
+ * ld.so and libc map and unmap unseen, files as well (tests/shim/abi: unloading).
+ */
+static bool owned_only(struct pass *p)
 {
 	if (!p->e->params.owned_only || (p->call && (p->call->want & PROC_WANT_CONTRACT)))
 		return false;
-	/* A caller who is alone cannot unmap what he asks us to merge; and who unloads a
-	 * library while another thread merges it would run into the hole by himself. */
-	return !p->call || (v->anonymous && !quiet(p));
+	return !p->call || !alone(p);
 }
 
 static void pass_vma(struct pass *p, const struct sys_vma *v)
@@ -329,7 +328,7 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 		decline(p, start, end, why);
 		return;
 	}
-	how.owned = owned_only(p, v);
+	how.owned = owned_only(p);
 	if (how.owned)
 		merge_owned(p, start, end, &how);
 	else
@@ -393,10 +392,17 @@ static bool walk_known(struct pass *p, const struct proc_mem_flags *known)
 		};
 		int err = sys->procmap_query(p->e->maps_fd, &q);
 
+		if (err == -ENAMETOOLONG) { /* a longer path than any of ours */
+			q.vma_name_addr = q.vma_name_size = 0;
+			name[0] = '/';
+			name[1] = '\0';
+			err = sys->procmap_query(p->e->maps_fd, &q);
+		}
 		if (err == -ENOENT)
 			return true;
+		/* smaps goes on from where we are. */
 		if (err < 0)
-			return at != p->start;
+			return false;
 		memcpy(v.name, name, sizeof(v.name) - 1);
 		vma_from_query(&q, known, &v);
 		if (each_vma(&v, p))

@@ -11,8 +11,8 @@
  *     given the page while it was writable and never let go, which for text nobody does.
  *     Memory that is neither executable nor of a file may well be a buffer, and is not
  *     merged this way
- *   - in a writable one only on the word of the caller, or when quiet.c finds that the
- *     calling thread is the only one and nothing does I/O behind its back
+ *   - in a writable one only on the caller's word, for no lock of the kernel's keeps
+ *     io_uring, devices and process_vm_writev(2) from writing
  *
  * Text with a breakpoint in it is left alone: the kernel's uprobes find their breakpoints
  * by the file that is mapped there, and one that they do not find kills the program.
@@ -179,23 +179,30 @@ static bool is_trap(const uint8_t *at)
 	return true;
 }
 
-/* Does the page differ from the file's, and in nothing but traps? */
-static bool only_traps(const uint8_t *page, const uint8_t *file, size_t bytes)
-{
-	bool any = false;
+/* Bytes of the file around it that make one differing byte a breakpoint and not a patch. */
+#define AROUND (4 * TRAP_BYTES)
 
+static bool same(const uint8_t *page, const uint8_t *file, size_t from, size_t to)
+{
+	return from >= to || memcmp(page + from, file + from, to - from) == 0;
+}
+
+/* Is there a trap where the file has none, by itself among bytes of the file? */
+static bool has_trap(const uint8_t *page, const uint8_t *file, size_t bytes)
+{
 	for (size_t line = 0; line < bytes; line += 64) {
-		if (memcmp(page + line, file + line, 64) == 0)
+		if (same(page, file, line, line + 64))
 			continue;
 		for (size_t i = line; i < line + 64; i += TRAP_BYTES) {
-			if (memcmp(page + i, file + i, TRAP_BYTES) == 0)
-				continue;
-			if (!is_trap(page + i))
-				return false;
-			any = true;
+			size_t end = i + TRAP_BYTES, far = end + AROUND < bytes ? end + AROUND : bytes;
+
+			if (!same(page, file, i, end) && is_trap(page + i) &&
+			    same(page, file, i > AROUND ? i - AROUND : 0, i) &&
+			    same(page, file, end, far))
+				return true;
 		}
 	}
-	return any;
+	return false;
 }
 
 /* One batch of pages that were a file's: `file` maps them as the file has them. */
@@ -212,40 +219,52 @@ static void skip_traps(struct freeze *f, uint32_t i, uint32_t n, const uint8_t *
 			continue;
 		if (got < (ssize_t)bytes_of(f, k + 1))
 			proc_plan_skip(&f->plan[i + k], SAMEPAGE_REASON_VANISHED);
-		else if (only_traps(f->e->work->bytes[i + k], room + bytes_of(f, k),
-				    f->e->page_bytes))
+		else if (has_trap(f->e->work->bytes[i + k], room + bytes_of(f, k),
+				  f->e->page_bytes))
 			proc_plan_skip(&f->plan[i + k], SAMEPAGE_REASON_BREAKPOINT);
 	}
 }
 
 /*
- * Lock held. Pages of a file's text are compared with the file, through a mapping made
- * for the moment; they are what the slots have, or they will not be merged.
+ * Pages of one file's text, compared with the file through a mapping made for the moment;
+ * they are what the slots have, or they will not be merged. The kernel puts uprobes'
+ * breakpoints into our mappings of the file as well, so what the mapping brought along of
+ * its own is discarded first.
  */
-static void skip_breakpoints(struct freeze *f)
+static void skip_in_span(struct freeze *f, uint64_t start, uint64_t end)
 {
-	uint64_t start = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
-	bool known = false;
-	intptr_t file;
+	uint32_t first = (uint32_t)((start - f->c->base) >> f->e->page_shift);
+	uint32_t pages = (uint32_t)((end - start) >> f->e->page_shift);
+	intptr_t file = proc_origin_copy(start, end - start);
 
-	if (!(f->c->prot & PROT_EXEC))
-		return;
-	end = proc_origin_span(start, end, &known);
-	if (!known)
-		return;
-	file = proc_origin_copy(start, end - start);
-	if (file >= 0 && sys->mprotect((void *)file, end - start, PROT_READ) == 0) {
-		uint32_t pages = (uint32_t)((end - start) >> f->e->page_shift);
-
+	if (file >= 0 && sys->madvise((void *)file, end - start, MADV_DONTNEED) == 0 &&
+	    sys->mprotect((void *)file, end - start, PROT_READ) == 0) {
 		for (uint32_t k = 0, n; k < pages; k += n) {
 			n = pages - k < PROC_READ_PAGES ? pages - k : PROC_READ_PAGES;
-			skip_traps(f, f->lo + k, n, (const uint8_t *)file + bytes_of(f, k));
+			skip_traps(f, first + k, n, (const uint8_t *)file + bytes_of(f, k));
 		}
 	} else {
-		proc_prepare_skip_all(f, SAMEPAGE_REASON_NO_MEMORY);
+		for (uint32_t k = 0; k < pages; k++)
+			if (f->plan[first + k].kind == CORE_PLAN_SLOT)
+				proc_plan_skip(&f->plan[first + k], SAMEPAGE_REASON_NO_MEMORY);
 	}
 	if (file >= 0)
 		sys->munmap((void *)file, end - start);
+}
+
+/* Lock held. */
+static void skip_breakpoints(struct freeze *f)
+{
+	uint64_t at = (uintptr_t)page_at(f, f->lo), end = (uintptr_t)page_at(f, f->hi);
+
+	while ((f->c->prot & PROT_EXEC) && at < end) {
+		bool known;
+		uint64_t until = proc_origin_span(at, end, &known);
+
+		if (known)
+			skip_in_span(f, at, until);
+		at = until;
+	}
 }
 
 /* --- runs --------------------------------------------------------------------- */

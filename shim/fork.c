@@ -60,6 +60,13 @@ SHIM_EXPORT pid_t _Fork(void)
 	return pid;
 }
 
+/* Another process in the same memory, while the caller goes on: that shows nowhere. */
+static void shares_memory(uint64_t flags)
+{
+	if ((flags & CLONE_VM) && !(flags & (CLONE_THREAD | CLONE_VFORK)))
+		proc_never_alone();
+}
+
 /* Without CLONE_VM the child has this in its copy of the parent's stack. */
 struct clone_start {
 	int (*fn)(void *arg);
@@ -88,6 +95,7 @@ SHIM_EXPORT int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 	tls = va_arg(args, void *);
 	child_tid = va_arg(args, void *);
 	va_end(args);
+	shares_memory((uint64_t)flags);
 	if (!shim_is_ready() || (flags & CLONE_VM) || !fn || !stack)
 		return real->clone(fn, stack, flags, arg, parent_tid, tls, child_tid);
 	proc_fork_prepare();
@@ -135,6 +143,7 @@ long shim_fork_raw(long n, const long arg[6])
 	} else if (n == SYS_clone3 && !clone3_args((const void *)arg[0], &flags, &stack)) {
 		return straight(n, arg);
 	}
+	shares_memory(flags);
 	if (stack != 0 || (flags & CLONE_VM) || !shim_is_ready())
 		return straight(n, arg);
 	proc_fork_prepare();

@@ -237,13 +237,21 @@ int sys_futex_wake(_Atomic uint32_t *word, int n)
 	return (int)sys_raw(__NR_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
 }
 
-void sys_sigmask_block_all(sigset_t *old)
+static void block(uint64_t signals, sigset_t *old)
 {
-	uint64_t all = UINT64_MAX;
-
 	if (old)
 		memset(old, 0, sizeof(*old));
-	sys_raw(__NR_rt_sigprocmask, SIG_SETMASK, &all, old, KERNEL_SIGSET_BYTES);
+	sys_raw(__NR_rt_sigprocmask, SIG_SETMASK, &signals, old, KERNEL_SIGSET_BYTES);
+}
+
+void sys_sigmask_block_all(sigset_t *old)
+{
+	block(UINT64_MAX, old);
+}
+
+void sys_sigmask_block_most(sigset_t *old)
+{
+	block(~(UINT64_C(1) << (SYS_SIGSETXID - 1)), old);
 }
 
 void sys_sigmask_restore(const sigset_t *old)

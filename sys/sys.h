@@ -130,6 +130,9 @@ uint64_t sys_process_cpu_usec(void);
 int sys_futex_wait(_Atomic uint32_t *word, uint32_t expected, int timeout_msec);
 int sys_futex_wake(_Atomic uint32_t *word, int n);
 void sys_sigmask_block_all(sigset_t *old); /* the raw call: truly all of them */
+/* All but the one with which libc's setuid() asks every thread, and waits: for longer spans. */
+void sys_sigmask_block_most(sigset_t *old);
+#define SYS_SIGSETXID 33
 void sys_sigmask_restore(const sigset_t *old);
 
 #endif

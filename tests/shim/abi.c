@@ -5,10 +5,12 @@
  *
  * usage: abi NAME, or abi list
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,6 +18,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MERGE 26
@@ -308,8 +312,19 @@ static void file_pages(void)
 	CHECK(madvise(q, PAGES * page, MERGE) == 0);
 	CHECK(filled(q, PAGES, 71));
 	CHECK(shared_pages(q, PAGES) == PAGES);
+	/* Also when it is writable again, or has no access, and to grow. */
+	CHECK(mprotect(q, PAGES * page, RW) == 0);
+	p = mremap(q, PAGES * page, PAGES * page, MREMAP_MAYMOVE | MREMAP_FIXED, map(PAGES));
+	CHECK(p != MAP_FAILED && filled(p, PAGES, 71));
+	CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
+	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(mprotect(p, PAGES * page, PROT_NONE) == 0);
+	q = mremap(p, PAGES * page, PAGES * page, MREMAP_MAYMOVE | MREMAP_FIXED, map(PAGES));
+	CHECK(q != MAP_FAILED && mprotect(q, PAGES * page, PROT_READ) == 0);
+	CHECK(filled(q, PAGES, 71));
+	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(shared_pages(q, PAGES) == PAGES);
 	CHECK(madvise(q, 10 * page, MADV_DONTNEED) == 0);
-	CHECK(filled(q + 10 * page, 0, 0));
 	CHECK(mprotect(q, PAGES * page, RW) == 0);
 	CHECK(madvise(q, PAGES * page, MADV_DONTNEED) == 0);
 	CHECK(filled(q, PAGES, 70));
@@ -334,49 +349,110 @@ static void a_file_went(void)
 	CHECK(zero(q, PAGES));
 }
 
-/* Data of the program: only while no other thread is there. */
+/*
+ * Data of the program, and what was written since its merge: nothing could hold writers
+ * off, so both stay as they are, and that is no error.
+ */
 static char initialised[32 * 4096] = { 1 };
 
-static void *wait_for_it(void *arg)
+static void writable(void)
 {
-	pthread_mutex_lock(arg);
-	return NULL;
-}
-
-static void data(void)
-{
-	char *p = initialised + page - (uintptr_t)initialised % page;
-	pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
-	pthread_t t;
+	char *p = initialised + page - (uintptr_t)initialised % page, *q = map(PAGES);
 
 	fill(p, 16, 80);
-	pthread_mutex_lock(&m);
-	CHECK(pthread_create(&t, NULL, wait_for_it, &m) == 0);
 	CHECK(madvise(p, 16 * page, MERGE) == 0);
 	CHECK(shared_pages(p, 16) == 0);
-	pthread_mutex_unlock(&m);
-	pthread_join(t, NULL);
-	for (int tries = 0; tries < 100 && shared_pages(p, 16) == 0; tries++) {
-		CHECK(madvise(p, 16 * page, MERGE) == 0); /* the thread goes when it goes */
-		usleep(10000);
-	}
-	CHECK(shared_pages(p, 16) == 16);
 	CHECK(filled(p, 16, 80));
-	fill(p, 16, 81);
-	CHECK(filled(p, 16, 81));
+	fill(q, PAGES, 81);
+	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	fill(q, PAGES, 82);
+	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(shared_pages(q, PAGES) == 0);
+	CHECK(filled(q, PAGES, 82));
 }
 
-/* Mutate what is merged and merge again, over and over (alone: no thread but ours). */
+/* Patch what is merged and merge again, over and over. */
 static void again_and_again(void)
 {
-	char *p = map(PAGES);
+	char *p = map_file(RW);
 
 	for (unsigned round = 0; round < 50; round++) {
+		CHECK(mprotect(p, PAGES * page, RW) == 0);
 		fill(p, PAGES, 100 + round);
+		CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
 		CHECK(madvise(p, PAGES * page, MERGE) == 0);
 		CHECK(shared_pages(p, PAGES) == PAGES);
 		CHECK(filled(p, PAGES, 100 + round));
 	}
+}
+
+/*
+ * One thread merges the data of libraries, another loads and unloads some all the time:
+ * what the loader maps there next must not be overwritten.
+ */
+static _Atomic bool stop_loading;
+
+static void *load_and_unload(void *arg)
+{
+	static const char *const names[] = { "libm.so.6", "libresolv.so.2", "libnss_files.so.2" };
+
+	(void)arg;
+	for (unsigned i = 0; !stop_loading; i++) {
+		void *h = dlopen(names[i % 3], RTLD_NOW);
+
+		if (h)
+			dlclose(h);
+	}
+	return NULL;
+}
+
+static void unloading(void)
+{
+	void *h = dlopen("libresolv.so.2", RTLD_NOW);
+	char *at = h ? (char *)((uintptr_t)dlsym(h, "ns_get16") & ~(page - 1)) : NULL;
+	pthread_t t;
+
+	CHECK(at);
+	dlclose(h);
+	CHECK(pthread_create(&t, NULL, load_and_unload, NULL) == 0);
+	for (unsigned i = 0; i < 3000; i++)
+		(void)madvise(at - 8 * page, 64 * page, MERGE);
+	stop_loading = true;
+	pthread_join(t, NULL);
+}
+
+/* A handler that asks in the middle of a fork is not left waiting for the fork. */
+static char *from_handler;
+
+static void ask(int sig)
+{
+	int saved = errno;
+
+	(void)sig;
+	(void)madvise(from_handler, page, MERGE);
+	errno = saved;
+}
+
+static void in_handlers(void)
+{
+	struct sigaction act = { .sa_handler = ask, .sa_flags = SA_RESTART };
+	struct itimerval often = { { 0, 500 }, { 0, 500 } }, never = { { 0, 0 }, { 0, 0 } };
+
+	from_handler = map(1);
+	fill(from_handler, 1, 9);
+	CHECK(sigaction(SIGALRM, &act, NULL) == 0);
+	CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
+	for (int i = 0; i < 300; i++) {
+		pid_t pid = fork();
+
+		if (pid == 0)
+			_exit(0);
+		CHECK(pid > 0);
+		while (waitpid(pid, NULL, 0) < 0)
+			CHECK(errno == EINTR);
+	}
+	CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+	CHECK(filled(from_handler, 1, 9));
 }
 
 /* --- not under samepage, or not in reach of a broker -------------------------------- */
@@ -416,9 +492,11 @@ static const struct {
 	{ "libc_text_page_by_page", libc_text_page_by_page },
 	{ "file_pages", file_pages },
 	{ "a_file_went", a_file_went },
-	{ "data", data },
+	{ "writable", writable },
 	{ "again_and_again", again_and_again },
-#define LISTED 11
+	{ "unloading", unloading },
+	{ "in_handlers", in_handlers },
+#define LISTED 13
 	{ "no_broker", no_broker },
 	{ "kernel", kernel },
 };
