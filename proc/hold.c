@@ -105,6 +105,7 @@ static int put_in_place(const uint8_t *from, uint8_t *to, size_t bytes)
 static void write_again(struct proc_hold *h, uint8_t *at, const uint8_t *then, const uint8_t *now,
 			size_t bytes)
 {
+	static _Atomic uint32_t never;
 	size_t first = 0, end = bytes;
 
 	while (then[first] == now[first])
@@ -120,7 +121,7 @@ static void write_again(struct proc_hold *h, uint8_t *at, const uint8_t *then, c
 		else if (n == -EFAULT || n == -EIO || n == -ESRCH || n == 0)
 			return; /* unmapped meanwhile */
 		else
-			sys_futex_wait(&(_Atomic uint32_t){ 0 }, 0, 1);
+			sys_futex_wait(&never, 0, 1);
 	}
 }
 

@@ -27,7 +27,7 @@ static struct proc_mem_flags known_flags; /* start == end: none */
 static uint64_t changes;
 static bool hull_everything;
 static bool stale_everything;
-static uint64_t sets_bytes;
+static _Atomic uint64_t sets_bytes; /* read without the lock */
 static void (*before_pass)(void);
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
