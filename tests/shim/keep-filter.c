@@ -93,6 +93,29 @@ static void own_uffd(void)
 	said("munmap", munmap(q, PAGES * page));
 }
 
+/* The request in an int, as many wrappers of ioctl have it: it has the sign bit set. */
+static void own_uffd_int(void)
+{
+	char *p = merged_memory(26);
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), request = (int)UFFDIO_REGISTER;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .range = { (uintptr_t)p, PAGES * page },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zero = { .range = { (uintptr_t)p, 4 * page } };
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0) {
+		puts("SKIP no userfaultfd");
+		return;
+	}
+	said("register", ioctl(fd, request, &reg));
+	printf("ioctls %llx\n", (unsigned long long)reg.ioctls);
+	show("registered", p, PAGES, 26);
+	said("dontneed", madvise(p, 4 * page, MADV_DONTNEED));
+	/* EEXIST if something is there already, that is, if nobody would be told. */
+	said("zeropage", ioctl(fd, UFFDIO_ZEROPAGE, &zero));
+	show("served", p, PAGES, 26);
+}
+
 /* --- a seccomp filter of its own ---------------------------------------------- */
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
@@ -220,7 +243,7 @@ static void filter_wrong(void)
 int main(int argc, char **argv)
 {
 	static const struct keep_case cases[] = {
-		{ "own_uffd", own_uffd },
+		{ "own_uffd", own_uffd }, { "own_uffd_int", own_uffd_int },
 		{ "filter_tsync", filter_tsync }, { "filter_own", filter_own },
 		{ "filter_harmless", filter_harmless }, { "filter_exec", filter_exec },
 		{ "filter_wrong", filter_wrong }, { "napping", napping },
