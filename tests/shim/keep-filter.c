@@ -6,10 +6,12 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 #include "keep.h"
 
@@ -228,6 +230,63 @@ static void filter_exec(void)
 	execv("/proc/self/exe", argv);
 }
 
+extern char **environ;
+
+static struct sock_filter no_userfaultfd[] = {
+	LOAD(nr), IF_CALL(userfaultfd), ANSWER(SECCOMP_RET_KILL_PROCESS),
+	ANSWER(SECCOMP_RET_ALLOW),
+};
+
+/* With an environment from before the filter, and by way of libc's own `environ`. */
+static void filter_exec_saved(void)
+{
+	char *p = merged_memory(27), *saved[512], *argv[] = { (char *)"keep", (char *)"napping", NULL };
+	size_t n = 0;
+	pid_t pid;
+
+	for (; environ[n] && n < 511; n++)
+		saved[n] = strdup(environ[n]);
+	saved[n] = NULL;
+	said("filter", install(no_userfaultfd, 4, 0, true));
+	show("bytes", p, PAGES, 27);
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		execve("/proc/self/exe", argv, saved);
+		_exit(9);
+	}
+	end_of("saved environment", pid);
+	printf("spawn %d\n", posix_spawnp(&pid, "sleep", NULL, NULL,
+		(char *[]){ (char *)"sleep", (char *)"0.5", NULL }, saved));
+	end_of("spawned", pid);
+	printf("system %d\n", system("sleep 0.5"));
+}
+
+/* A child of vfork has a filter of its own: its parent goes on as before. */
+static void filter_vfork(void)
+{
+	char *argv[] = { (char *)"sleep", (char *)"0.5", NULL }, *p;
+	pid_t pid = vfork();
+
+	if (pid == 0) {
+		install(no_userfaultfd, 4, 0, false);
+		execv("/bin/sleep", argv);
+		_exit(9);
+	}
+	end_of("child", pid);
+	printf("off: %s\n", getenv("SAMEPAGE_OFF") ? "yes" : "no");
+	p = merged_memory(28);
+	pid = vfork();
+	if (pid == 0) {
+		install(no_userfaultfd, 4, 0, true);
+		execvp("sleep", argv);
+		_exit(9);
+	}
+	end_of("child", pid);
+	show("parent", p, PAGES, 28);
+	merged_memory(29); /* new memory of the parent is merged still */
+}
+
 static void filter_wrong(void)
 {
 	struct sock_filter code[] = { LOAD(nr) };
@@ -246,6 +305,7 @@ int main(int argc, char **argv)
 		{ "own_uffd", own_uffd }, { "own_uffd_int", own_uffd_int },
 		{ "filter_tsync", filter_tsync }, { "filter_own", filter_own },
 		{ "filter_harmless", filter_harmless }, { "filter_exec", filter_exec },
+		{ "filter_exec_saved", filter_exec_saved }, { "filter_vfork", filter_vfork },
 		{ "filter_wrong", filter_wrong }, { "napping", napping },
 	};
 
