@@ -262,6 +262,24 @@ static void filter_exec_saved(void)
 	printf("system %d\n", system("sleep 0.5"));
 }
 
+/* Calls that only handlers make, in place of what the program called. */
+static void filter_handlers(void)
+{
+	struct sock_filter code[] = {
+		LOAD(nr), IF_CALL(msync), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(fstatfs), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(faccessat), ANSWER(SECCOMP_RET_KILL_PROCESS), ANSWER(SECCOMP_RET_ALLOW),
+	};
+	char *p = merged_memory(30), *argv[] = { (char *)"true", NULL };
+
+	said("filter", install(code, sizeof(code) / sizeof(code[0]), 0, false));
+	said("mergeable", madvise(p, page, MADV_MERGEABLE));
+	printf("mem %d\n", open("/proc/self/mem", O_RDONLY | O_CLOEXEC) >= 0);
+	show("bytes", p, PAGES, 30);
+	fflush(stdout);
+	execvp("true", argv);
+}
+
 /* A child of vfork has a filter of its own: its parent goes on as before. */
 static void filter_vfork(void)
 {
@@ -306,6 +324,7 @@ int main(int argc, char **argv)
 		{ "filter_tsync", filter_tsync }, { "filter_own", filter_own },
 		{ "filter_harmless", filter_harmless }, { "filter_exec", filter_exec },
 		{ "filter_exec_saved", filter_exec_saved }, { "filter_vfork", filter_vfork },
+		{ "filter_handlers", filter_handlers },
 		{ "filter_wrong", filter_wrong }, { "napping", napping },
 	};
 
