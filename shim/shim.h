@@ -174,6 +174,8 @@ struct shim_real {
 	int (*fortified_openat64)(int dir, const char *path, int flags);
 	struct _IO_FILE *(*fopen)(const char *path, const char *mode);
 	struct _IO_FILE *(*fopen64)(const char *path, const char *mode);
+	struct _IO_FILE *(*freopen)(const char *path, const char *mode, struct _IO_FILE *f);
+	struct _IO_FILE *(*freopen64)(const char *path, const char *mode, struct _IO_FILE *f);
 	int (*execvpe)(const char *file, char *const argv[], char *const envp[]);
 	int (*posix_spawn)(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
 			   const posix_spawnattr_t *attr, char *const argv[], char *const envp[]);
