@@ -16,15 +16,20 @@
  *                         place when the switch changes. No malloc, and a program
  *                         that threw the entry away loses the inheritance here only
  *
- * And where the next program cannot have us (target.c), our name leaves LD_PRELOAD.
+ * And where the next program cannot have us (target.c), or is under a filter that could
+ * kill it for what we do (seccomp.c), our name leaves LD_PRELOAD. For system and popen
+ * that happens in the entry of `environ` itself: what is left is never longer.
  *
  * The copy has to fit on the caller's stack, because these run in children of vfork:
  * an environment of more than ENVIRONMENT_MAX entries goes as it is.
  */
 #include "shim/shim.h"
 
+#include <alloca.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "sys/sys.h"
 
 #define NAME "SAMEPAGE_MERGE_ANY="
 #define PRELOAD "LD_PRELOAD="
@@ -129,4 +134,23 @@ void shim_inherit_changed(void)
 	for (size_t i = 0; environ && environ[i]; i++)
 		if (begins(environ[i], NAME) && strlen(environ[i]) == strlen(NAME) + 1)
 			environ[i][strlen(NAME)] = shim_merge_any() ? '1' : '0';
+}
+
+/* By way of the kernel: an entry may be a constant of the program's. */
+static void cut_in_place(char *entry)
+{
+	size_t bytes = strlen(entry) + 1;
+	char *text = alloca(bytes);
+	struct iovec from = { text, bytes }, to = { entry, bytes };
+
+	memset(text, 0, bytes);
+	preload_without_us(entry, text);
+	(void)sys->write_self(&from, 1, &to, 1);
+}
+
+void shim_inherit_nothing(void)
+{
+	for (size_t i = 0; environ && environ[i]; i++)
+		if (begins(environ[i], PRELOAD) && strstr(environ[i], LIBRARY))
+			cut_in_place(environ[i]);
 }

@@ -109,6 +109,8 @@ static void start(void)
 	proc_mem_set_before_pass(shim_heap_refresh);
 	proc_fork_revive_at_once(true);
 	ret = proc_fork_install();
+	if (ret == 0)
+		ret = shim_filter_start();
 	if (ret < 0) {
 		complain("fork handlers", ret);
 		return;

@@ -212,6 +212,8 @@ static bool call_takes_us(const struct exec_call *call, char *const envp[])
 {
 	if (!shim_env_names_us(envp))
 		return true;
+	if (shim_filtered())
+		return false;
 	switch (call->how) {
 	case EXEC_PATH:
 		return shim_target_takes_us(AT_FDCWD, call->path);

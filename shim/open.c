@@ -15,7 +15,8 @@
  * and merges nothing any more itself.
  *
  * All of these are libc's own functions but for the look at the name: they are
- * cancellation points. Descriptors that a program inherits or is sent are not seen.
+ * cancellation points. Not seen: descriptors that a program inherits or is sent, and a
+ * symbolic link of another name (to ask about every file would cost each open a call).
  */
 /* meson sets it, and libc's headers would turn the name open into open64. */
 #undef _FILE_OFFSET_BITS
@@ -127,6 +128,25 @@ SHIM_EXPORT FILE *fopen(const char *path, const char *mode)
 SHIM_EXPORT FILE *fopen64(const char *path, const char *mode)
 {
 	FILE *f = shim_real()->fopen64(path, mode);
+
+	if (f)
+		shim_opened(path, fileno(f));
+	return f;
+}
+
+/* Without a path only the mode changes, of what was looked at before. */
+SHIM_EXPORT FILE *freopen(const char *path, const char *mode, FILE *old)
+{
+	FILE *f = shim_real()->freopen(path, mode, old);
+
+	if (f)
+		shim_opened(path, fileno(f));
+	return f;
+}
+
+SHIM_EXPORT FILE *freopen64(const char *path, const char *mode, FILE *old)
+{
+	FILE *f = shim_real()->freopen64(path, mode, old);
 
 	if (f)
 		shim_opened(path, fileno(f));

@@ -41,6 +41,8 @@ const struct shim_real *shim_real(void)
 	LOOK_UP(fortified_openat64, "__openat64_2");
 	LOOK_UP(fopen, "fopen");
 	LOOK_UP(fopen64, "fopen64");
+	LOOK_UP(freopen, "freopen");
+	LOOK_UP(freopen64, "freopen64");
 	LOOK_UP(execvpe, "execvpe");
 	LOOK_UP(posix_spawn, "posix_spawn");
 	LOOK_UP(posix_spawnp, "posix_spawnp");

@@ -12,12 +12,16 @@
  *   otherwise             for good, and before the filter is there: nothing is owned,
  *                         all merged memory is brought home (proc/retreat.c), the
  *                         engine's thread ends, and handlers become bare system calls.
- *                         Children have no engine. What the process execs runs with
- *                         SAMEPAGE_OFF=1, for it is under the same filter
+ *                         Children have no engine. What the process execs is under
+ *                         the same filter: our name leaves LD_PRELOAD (inherit.c), in
+ *                         whatever environment is handed over, and in `environ`
  *
  * Memory that cannot be brought home (pinned for DMA at that moment, or the kernel has
  * no memory) keeps the handlers on: wrong bytes would be worse than what the filter says
  * to /proc/self/maps being opened.
+ *
+ * A child of vfork that installs such a filter changes nothing here, for the memory,
+ * environ and the engine are its parent's: only what that child execs goes without us.
  *
  * A filter that was there when we were loaded, a container's, is not ours to read. What
  * it refuses with an error is found out by trying, as on a kernel that lacks it.
@@ -30,8 +34,8 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "proc/engine.h"
@@ -190,14 +194,16 @@ static const long vital[] = {
 	SYS_mprotect, SYS_brk, SYS_futex, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_tgkill,
 	SYS_getpid, SYS_gettid, SYS_pread64, SYS_ppoll, SYS_process_vm_readv,
 	SYS_process_vm_writev, SYS_sendmsg, SYS_recvmsg, SYS_clock_gettime, SYS_sched_yield,
-	SYS_exit,
+	SYS_exit, SYS_msync, SYS_fstatfs, SYS_shmctl,
 };
-/* An engine that starts, in a child, or connects again: it can do without. */
+/* Of an engine that starts, in a child, or connects again, and of handlers of exec:
+ * they can do without. */
 static const long starting[] = {
 	SYS_socket, SYS_connect, SYS_getsockopt, SYS_fcntl, SYS_fstat, SYS_newfstatat, SYS_statx,
 	SYS_memfd_create, SYS_close_range, SYS_unshare, SYS_signalfd4, SYS_userfaultfd,
 	SYS_get_mempolicy, SYS_getrandom, SYS_set_robust_list, SYS_rseq, SYS_clone3, SYS_mlock,
 	SYS_prlimit64, SYS_pwrite64, SYS_write, SYS_rt_sigaction, SYS_set_tid_address,
+	SYS_faccessat, SYS_personality, SYS_rt_tgsigqueueinfo,
 };
 /* What finding pinned pages takes (proc/retreat.c), besides a clone without flags. */
 static const long pin_test[] = { SYS_kill, SYS_wait4, SYS_prctl, SYS_getppid, SYS_exit_group };
@@ -229,15 +235,67 @@ static bool read_program(struct reading *r, const void *program)
 	return sys->read_self(&to, 1, &from, 1) == (ssize_t)to.iov_len;
 }
 
-/* Nothing of ours is made any more that the program does not make itself. */
-static void step_back(void)
+/* --- whose filter it is ---------------------------------------------------- */
+
+#define CHILDREN_MAX 16 /* of vfork, between their filter and their exec at one time */
+
+static pid_t owner; /* of this memory; children of vfork run in it, too */
+static atomic_bool stepped_back;
+static _Atomic pid_t children[CHILDREN_MAX];
+static atomic_uint children_seen;
+
+static void forked(void)
 {
-	static char off[] = "SAMEPAGE_OFF=1";
+	/* Once stepped back nobody asks any more, and the call may be one that kills. */
+	if (!atomic_load(&stepped_back))
+		owner = (pid_t)sys_raw(SYS_getpid, 0);
+}
+
+int shim_filter_start(void)
+{
+	owner = (pid_t)sys_raw(SYS_getpid, 0);
+	/* _Fork and clone run no such handlers: their children count as those of vfork,
+	 * and have no engine either (fork.c). */
+	return -pthread_atfork(NULL, NULL, forked);
+}
+
+bool shim_filtered(void)
+{
+	unsigned seen = atomic_load(&children_seen);
+	pid_t pid;
+
+	if (atomic_load(&stepped_back) || seen == 0)
+		return atomic_load(&stepped_back);
+	pid = (pid_t)sys_raw(SYS_getpid, 0);
+	for (unsigned i = 0; i < seen && i < CHILDREN_MAX; i++)
+		if (atomic_load(&children[i]) == pid)
+			return true;
+	return false;
+}
+
+/* In a child of vfork. */
+static void note_child(pid_t pid, bool may_ask_pid)
+{
+	/* Who cannot be told apart takes the others along: merging is lost, no more. */
+	if (!may_ask_pid)
+		atomic_store(&stepped_back, true);
+	else
+		atomic_store(&children[atomic_fetch_add(&children_seen, 1) % CHILDREN_MAX], pid);
+}
+
+/* Nothing of ours is made any more that the program does not make itself. */
+static void step_back(bool may_ask_pid)
+{
+	pid_t pid = (pid_t)sys_raw(SYS_getpid, 0);
 	struct proc_mem_guard guard;
 	int err;
 
-	putenv(off);
-	/* A child of vfork: its parent's engine is not under the filter. */
+	if (pid != owner) {
+		note_child(pid, may_ask_pid);
+		return;
+	}
+	atomic_store(&stepped_back, true);
+	shim_inherit_nothing();
 	if (!proc_engine_is_here(shim_engine()))
 		return;
 	proc_mem_lock(&guard);
@@ -252,6 +310,7 @@ static void step_back(void)
 void shim_filter_coming(const void *program)
 {
 	const struct call thread = { SYS_clone, true, THREAD_FLAGS }, copy = { SYS_clone, true, 0 };
+	const struct call ask_pid = { .nr = SYS_getpid };
 	struct reading *r;
 
 	if (!shim_is_ready())
@@ -259,14 +318,14 @@ void shim_filter_coming(const void *program)
 	r = (struct reading *)sys->mmap(NULL, sizeof(*r), PROT_READ | PROT_WRITE,
 					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if ((intptr_t)r < 0) {
-		step_back();
+		step_back(false);
 		return;
 	}
 	/* One that cannot be read is not a filter to the kernel either. */
 	if (read_program(r, program)) {
 		if (harms_any(r, vital, COUNT(vital), true) ||
 		    harms_any(r, starting, COUNT(starting), false) || harms(r, &thread, false))
-			step_back();
+			step_back(!harms(r, &ask_pid, true));
 		else if (harms_any(r, pin_test, COUNT(pin_test), true) || harms(r, &copy, true))
 			proc_engine_without_fork();
 	}

@@ -102,6 +102,9 @@ long shim_prctl(int option, const long arg[4]);
 long shim_seccomp(long operation, long flags, long args);
 /* Before a filter is installed; program: struct sock_fprog (seccomp.c). */
 void shim_filter_coming(const void *program);
+int shim_filter_start(void); /* constructor, before ready */
+/* Is this process, or child of vfork, under one that could kill us in what it execs? */
+bool shim_filtered(void);
 /* Merged memory there becomes plain anonymous memory, not owned (uffd.c). No lock held.
  * 0, -ENOMEM, -EBUSY. */
 int shim_bring_home(const struct shim_range *range);
@@ -135,6 +138,7 @@ bool shim_env_plan(char *const envp[], bool takes_us, struct shim_env_plan *plan
 char *const *shim_env_make(char *const envp[], const struct shim_env_plan *plan, char **copy,
 			   char *text);
 void shim_inherit_changed(void); /* the switch was moved; lock held */
+void shim_inherit_nothing(void); /* our name leaves LD_PRELOAD in environ */
 
 /* target.c: could the library be loaded there? If in doubt, yes. */
 bool shim_target_takes_us(int dir, const char *path);
@@ -170,6 +174,8 @@ struct shim_real {
 	int (*fortified_openat64)(int dir, const char *path, int flags);
 	struct _IO_FILE *(*fopen)(const char *path, const char *mode);
 	struct _IO_FILE *(*fopen64)(const char *path, const char *mode);
+	struct _IO_FILE *(*freopen)(const char *path, const char *mode, struct _IO_FILE *f);
+	struct _IO_FILE *(*freopen64)(const char *path, const char *mode, struct _IO_FILE *f);
 	int (*execvpe)(const char *file, char *const argv[], char *const envp[]);
 	int (*posix_spawn)(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
 			   const posix_spawnattr_t *attr, char *const argv[], char *const envp[]);

@@ -104,6 +104,10 @@ static bool process_call(long n, const long a[6], long *ret)
 		*ret = shim_opened((const char *)a[1],
 				   (int)sys_raw(n, a[0], a[1], a[2], a[3]));
 		return true;
+	case SYS_openat2:
+		*ret = shim_opened((const char *)a[1],
+				   (int)sys_raw(n, a[0], a[1], a[2], a[3]));
+		return true;
 	case SYS_prctl:
 		*ret = shim_prctl((int)a[0], a + 1);
 		return true;

@@ -48,7 +48,8 @@ long shim_ioctl(int fd, unsigned long request, long arg)
 	struct iovec to = { &reg, sizeof(reg) }, from = { (void *)arg, sizeof(reg) };
 	struct shim_range range;
 
-	if (request == UFFDIO_REGISTER && shim_is_ready() &&
+	/* The kernel takes 32 bits; one that was kept in an int comes sign-extended. */
+	if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER && shim_is_ready() &&
 	    sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(reg) &&
 	    shim_range_of((void *)(uintptr_t)reg.range.start, reg.range.len, &range)) {
 		int err = shim_bring_home(&range);

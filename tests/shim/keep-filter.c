@@ -6,10 +6,12 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 #include "keep.h"
 
@@ -91,6 +93,29 @@ static void own_uffd(void)
 	said("no memory", ioctl(fd, UFFDIO_REGISTER, NULL));
 	/* Unmapped while registered: nothing left behind. */
 	said("munmap", munmap(q, PAGES * page));
+}
+
+/* The request in an int, as many wrappers of ioctl have it: it has the sign bit set. */
+static void own_uffd_int(void)
+{
+	char *p = merged_memory(26);
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), request = (int)UFFDIO_REGISTER;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .range = { (uintptr_t)p, PAGES * page },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zero = { .range = { (uintptr_t)p, 4 * page } };
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0) {
+		puts("SKIP no userfaultfd");
+		return;
+	}
+	said("register", ioctl(fd, request, &reg));
+	printf("ioctls %llx\n", (unsigned long long)reg.ioctls);
+	show("registered", p, PAGES, 26);
+	said("dontneed", madvise(p, 4 * page, MADV_DONTNEED));
+	/* EEXIST if something is there already, that is, if nobody would be told. */
+	said("zeropage", ioctl(fd, UFFDIO_ZEROPAGE, &zero));
+	show("served", p, PAGES, 26);
 }
 
 /* --- a seccomp filter of its own ---------------------------------------------- */
@@ -205,6 +230,81 @@ static void filter_exec(void)
 	execv("/proc/self/exe", argv);
 }
 
+extern char **environ;
+
+static struct sock_filter no_userfaultfd[] = {
+	LOAD(nr), IF_CALL(userfaultfd), ANSWER(SECCOMP_RET_KILL_PROCESS),
+	ANSWER(SECCOMP_RET_ALLOW),
+};
+
+/* With an environment from before the filter, and by way of libc's own `environ`. */
+static void filter_exec_saved(void)
+{
+	char *p = merged_memory(27), *saved[512], *argv[] = { (char *)"keep", (char *)"napping", NULL };
+	size_t n = 0;
+	pid_t pid;
+
+	for (; environ[n] && n < 511; n++)
+		saved[n] = strdup(environ[n]);
+	saved[n] = NULL;
+	said("filter", install(no_userfaultfd, 4, 0, true));
+	show("bytes", p, PAGES, 27);
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		execve("/proc/self/exe", argv, saved);
+		_exit(9);
+	}
+	end_of("saved environment", pid);
+	printf("spawn %d\n", posix_spawnp(&pid, "sleep", NULL, NULL,
+		(char *[]){ (char *)"sleep", (char *)"0.5", NULL }, saved));
+	end_of("spawned", pid);
+	printf("system %d\n", system("sleep 0.5"));
+}
+
+/* Calls that only handlers make, in place of what the program called. */
+static void filter_handlers(void)
+{
+	struct sock_filter code[] = {
+		LOAD(nr), IF_CALL(msync), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(fstatfs), ANSWER(SECCOMP_RET_KILL_PROCESS),
+		IF_CALL(faccessat), ANSWER(SECCOMP_RET_KILL_PROCESS), ANSWER(SECCOMP_RET_ALLOW),
+	};
+	char *p = merged_memory(30), *argv[] = { (char *)"true", NULL };
+
+	said("filter", install(code, sizeof(code) / sizeof(code[0]), 0, false));
+	said("mergeable", madvise(p, page, MADV_MERGEABLE));
+	printf("mem %d\n", open("/proc/self/mem", O_RDONLY | O_CLOEXEC) >= 0);
+	show("bytes", p, PAGES, 30);
+	fflush(stdout);
+	execvp("true", argv);
+}
+
+/* A child of vfork has a filter of its own: its parent goes on as before. */
+static void filter_vfork(void)
+{
+	char *argv[] = { (char *)"sleep", (char *)"0.5", NULL }, *p;
+	pid_t pid = vfork();
+
+	if (pid == 0) {
+		install(no_userfaultfd, 4, 0, false);
+		execv("/bin/sleep", argv);
+		_exit(9);
+	}
+	end_of("child", pid);
+	printf("off: %s\n", getenv("SAMEPAGE_OFF") ? "yes" : "no");
+	p = merged_memory(28);
+	pid = vfork();
+	if (pid == 0) {
+		install(no_userfaultfd, 4, 0, true);
+		execvp("sleep", argv);
+		_exit(9);
+	}
+	end_of("child", pid);
+	show("parent", p, PAGES, 28);
+	merged_memory(29); /* new memory of the parent is merged still */
+}
+
 static void filter_wrong(void)
 {
 	struct sock_filter code[] = { LOAD(nr) };
@@ -220,9 +320,11 @@ static void filter_wrong(void)
 int main(int argc, char **argv)
 {
 	static const struct keep_case cases[] = {
-		{ "own_uffd", own_uffd },
+		{ "own_uffd", own_uffd }, { "own_uffd_int", own_uffd_int },
 		{ "filter_tsync", filter_tsync }, { "filter_own", filter_own },
 		{ "filter_harmless", filter_harmless }, { "filter_exec", filter_exec },
+		{ "filter_exec_saved", filter_exec_saved }, { "filter_vfork", filter_vfork },
+		{ "filter_handlers", filter_handlers },
 		{ "filter_wrong", filter_wrong }, { "napping", napping },
 	};
 

@@ -4,6 +4,7 @@
  * ptrace, process_vm_writev, /proc/PID/mem, a core dump. See keep.h.
  */
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sched.h>
 #include <spawn.h>
 #include <sys/prctl.h>
@@ -245,10 +246,9 @@ static void traced(void)
 }
 
 /* Its own /proc/self/mem while all of it is merged over and over. */
-static void self_mem(void)
+static void self_mem_by(int fd)
 {
 	char *p = merged_memory(12), text[32], got[32];
-	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 	unsigned bad = 0, failed = 0;
 
 	expect(p, 12);
@@ -275,6 +275,25 @@ static void self_mem(void)
 	said("write protected", pwrite(fd, "hello", 5, (off_t)(uintptr_t)(p + 6 * page)));
 	said("read", pread(fd, got, 5, (off_t)(uintptr_t)(p + 7 * page)));
 	expect(p, 12);
+}
+
+static void self_mem(void)
+{
+	self_mem_by(open("/proc/self/mem", O_RDWR | O_CLOEXEC));
+}
+
+static void self_mem_openat2(void)
+{
+	struct open_how how = { .flags = O_RDWR | O_CLOEXEC };
+
+	self_mem_by((int)syscall(SYS_openat2, AT_FDCWD, "/proc/self/mem", &how, sizeof(how)));
+}
+
+static void self_mem_freopen(void)
+{
+	FILE *f = freopen("/proc/self/mem", "r+", stdin);
+
+	self_mem_by(f ? fileno(f) : -1);
 }
 
 /* What gdb is to do with us, with our addresses in place of the %p. */
@@ -408,7 +427,9 @@ int main(int argc, char **argv)
 	static const struct keep_case cases[] = {
 		{ "forks", forks },	{ "vforks", vforks },	  { "execs", execs },
 		{ "fork_advice", fork_advice }, { "vm_writev", vm_writev },
-		{ "traced", traced },	{ "self_mem", self_mem }, { "debugged", debugged },
+		{ "traced", traced },	{ "self_mem", self_mem },
+		{ "self_mem_openat2", self_mem_openat2 },
+		{ "self_mem_freopen", self_mem_freopen }, { "debugged", debugged },
 		{ "gcore", gcore },	{ "kernel_core", kernel_core },
 	};
 
