@@ -246,10 +246,11 @@ static void traced(void)
 }
 
 /* Its own /proc/self/mem while all of it is merged over and over. */
-static void self_mem_by(int fd)
+static void self_mem_by(int (*open_mem)(void))
 {
 	char *p = merged_memory(12), text[32], got[32];
 	unsigned bad = 0, failed = 0;
+	int fd = open_mem();
 
 	expect(p, 12);
 	for (unsigned turn = 0; turn < 10; turn++) {
@@ -277,23 +278,38 @@ static void self_mem_by(int fd)
 	expect(p, 12);
 }
 
+static int by_open(void)
+{
+	return open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+}
+
+static int by_openat2(void)
+{
+	struct open_how how = { .flags = O_RDWR | O_CLOEXEC };
+
+	return (int)syscall(SYS_openat2, AT_FDCWD, "/proc/self/mem", &how, sizeof(how));
+}
+
+static int by_freopen(void)
+{
+	FILE *f = freopen("/proc/self/mem", "r+", stdin);
+
+	return f ? fileno(f) : -1;
+}
+
 static void self_mem(void)
 {
-	self_mem_by(open("/proc/self/mem", O_RDWR | O_CLOEXEC));
+	self_mem_by(by_open);
 }
 
 static void self_mem_openat2(void)
 {
-	struct open_how how = { .flags = O_RDWR | O_CLOEXEC };
-
-	self_mem_by((int)syscall(SYS_openat2, AT_FDCWD, "/proc/self/mem", &how, sizeof(how)));
+	self_mem_by(by_openat2);
 }
 
 static void self_mem_freopen(void)
 {
-	FILE *f = freopen("/proc/self/mem", "r+", stdin);
-
-	self_mem_by(f ? fileno(f) : -1);
+	self_mem_by(by_freopen);
 }
 
 /* What gdb is to do with us, with our addresses in place of the %p. */
