@@ -9,6 +9,10 @@
  * others are one physical page already, by fork or by KSM (/proc/kpageflags says by
  * which, where it may be read; else smaps tells how many). What is left is read.
  *
+ * The kernel hands the list out in pieces; where one ends and the next begins it looks for
+ * the mapping at that address anew, and one that has grown downwards over its neighbour
+ * comes again from its start. What was looked at is cut off then.
+ *
  * All of it races with the process, which goes on. A page that is gone when it is read is
  * counted as such; one that changes meanwhile is taken as it was read.
  */
@@ -52,6 +56,7 @@ struct look {
 	uint32_t region_number; /* goes up with each mapping */
 	uint32_t region_open;   /* the number of the one that the census has open */
 	uint64_t vma_ksm, vma_shared;
+	uint64_t seen_end; /* of the list being read: what lies below has been looked at */
 	bool check_ksm;
 	struct analyze_job *job; /* being filled, or NULL */
 	struct core_census_walk old; /* the same process in the look before */
@@ -59,13 +64,26 @@ struct look {
 	int error;
 };
 
+/* Where this mapping begins to be new; its end or above: nowhere. */
+static uint64_t unseen(struct look *l, const struct sys_vma *vma)
+{
+	uint64_t start = vma->start > l->seen_end ? vma->start : l->seen_end;
+
+	if (vma->end > l->seen_end)
+		l->seen_end = vma->end;
+	return start;
+}
+
 /* what addresses look like ----------------------------------------------------- */
 
 static int add_range(const struct sys_vma *vma, void *arg)
 {
 	struct look *l = arg;
 	struct core_fp_range *r;
+	uint64_t start = unseen(l, vma);
 
+	if (start >= vma->end)
+		return 0;
 	l->p->vmas++;
 	if (l->ranges == l->ranges_room) {
 		uint32_t room = l->ranges_room ? 2 * l->ranges_room : 256;
@@ -79,7 +97,7 @@ static int add_range(const struct sys_vma *vma, void *arg)
 	if (strncmp(vma->name, "[v", 2) == 0) /* vdso, vvar, vsyscall */
 		return 0;
 	r = &l->range[l->ranges++];
-	*r = (struct core_fp_range){ .start = vma->start, .end = vma->end };
+	*r = (struct core_fp_range){ .start = start, .end = vma->end };
 	if (vma->heap) {
 		r->base = vma->start;
 		r->mask = UINT64_MAX;
@@ -327,13 +345,13 @@ static int look_region(struct look *l, const struct sys_page_region *r)
 	return 0;
 }
 
-static int scan(struct look *l, const struct sys_vma *vma)
+static int scan(struct look *l, uint64_t start, uint64_t end)
 {
 	struct sys_page_region found[SCAN_REGIONS];
 	struct sys_pm_scan_arg arg = {
 		.size = sizeof(arg),
-		.start = vma->start,
-		.end = vma->end,
+		.start = start,
+		.end = end,
 		.vec = (uintptr_t)found,
 		.vec_len = SCAN_REGIONS,
 		.category_anyof_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
@@ -341,7 +359,7 @@ static int scan(struct look *l, const struct sys_vma *vma)
 			       SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_HUGE,
 	};
 
-	while (arg.start < vma->end) {
+	while (arg.start < end) {
 		int n = sys->pagemap_scan(l->pagemap, &arg);
 
 		if (n < 0)
@@ -359,18 +377,30 @@ static int scan(struct look *l, const struct sys_vma *vma)
 	return 0;
 }
 
+/* Bytes of a store that the mapping shows from start on; what was written since is its own. */
+static uint64_t in_store(const struct sys_vma *vma, uint64_t start)
+{
+	uint64_t bytes = vma->end - start;
+
+	return bytes > vma->anon_bytes ? bytes - vma->anon_bytes : 0;
+}
+
 static int look_vma(const struct sys_vma *vma, void *arg)
 {
 	struct look *l = arg;
-	enum core_census_kind kind = analyze_kind(vma, l->p, &l->before);
+	uint64_t start = unseen(l, vma);
 	uint64_t ksm = vma->ksm_bytes / l->page_bytes;
+	enum core_census_kind kind;
 	int err;
 
+	if (start >= vma->end)
+		return 0;
+	kind = analyze_kind(vma, l->p, &l->before);
 	/* also where the process has not read since: a merged page need not be in its tables */
 	if (strncmp(vma->name, ANALYZE_STORE_NAME, sizeof(ANALYZE_STORE_NAME) - 1) == 0 && !vma->shared)
-		l->p->merged += (vma->end - vma->start - vma->anon_bytes) / l->page_bytes;
+		l->p->merged += in_store(vma, start) / l->page_bytes;
 	if (vma->flags & SYS_VMF(ht)) {
-		l->p->hugetlb += (vma->end - vma->start) / l->page_bytes;
+		l->p->hugetlb += (vma->end - start) / l->page_bytes;
 		return 0;
 	}
 	if (vma->shared || vma->flags & (SYS_VMF(io) | SYS_VMF(pf)) ||
@@ -378,7 +408,7 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 		return 0;
 	submit(l);
 	l->region = (struct core_census_region){
-		.start_vpn = vma->start / l->page_bytes,
+		.start_vpn = start / l->page_bytes,
 		.end_vpn = vma->end / l->page_bytes,
 		.process = l->number,
 		.kind = (uint8_t)kind,
@@ -387,7 +417,7 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 	l->region_number++;
 	l->vma_ksm = l->vma_shared = 0;
 	l->check_ksm = ksm > 0 && l->a->inner->kpageflags >= 0;
-	err = scan(l, vma);
+	err = scan(l, start, vma->end);
 	if (!l->check_ksm && ksm > 0) { /* which ones is not to be seen, but how many */
 		l->vma_ksm = ksm < l->vma_shared ? ksm : l->vma_shared;
 		l->vma_shared -= l->vma_ksm;
@@ -462,6 +492,7 @@ int analyze_process_look(struct analyze *a, unsigned number)
 	if (err < 0)
 		goto out;
 	find_before(&l);
+	l.seen_end = 0;
 	err = sys_smaps_each(p->pid, a->inner->buf, ANALYZE_MAPS_BUF_BYTES, look_vma, &l);
 	err = drain(&l, err);
 	/* an exit leaves the list of mappings empty and pagemap at its end, without an error */

@@ -453,7 +453,17 @@ def _():
     for _i in range(10):
         o = report(a.pid, b.pid)
         assert of(o, a.pid)["state"] == "read", of(o, a.pid)
-        assert o["scopes"]["all"]["saved"] >= 30, o["scopes"]["all"]
+        assert o["scopes"]["all"]["saved"] == 30, o["scopes"]["all"]
+
+
+@test("mappings that split and grow together while they are listed count once")
+def _():
+    a = known("u6000", "split")
+    for n in 1, 4:
+        for _i in range(8):
+            o = report("--threads", n, a.pid)
+            assert o["scopes"]["all"]["saved"] == 0, o["scopes"]["all"]
+            assert o["kinds"]["anonymous"]["pages"] <= 6000, o["kinds"]["anonymous"]
 
 
 @test("access that is denied is a line in the report; denied everywhere: status 1")

@@ -14,7 +14,9 @@
  *
  * and flags of the mapping: mergeable, executable, locked, huge; patched: one page of the
  * program's text is its own; file: one page of a private file mapping is; churn: go on
- * mapping and unmapping memory for ever.
+ * mapping and unmapping memory for ever, each page with contents of its own; split: go on
+ * changing the protection of every second stretch of 30 pages, so that mappings split and
+ * grow together again.
  *
  * The last argument, "its-number", is written over. Prints "ready", then "changed" each
  * time that it has changed, and ends when killed.
@@ -152,10 +154,17 @@ static void churn(void)
 		char *at = map(1024 * PAGE, PROT_READ | PROT_WRITE, MAP_ANONYMOUS, -1);
 
 		for (uint64_t k = 0; k < 1024; k++)
-			at[k * PAGE] = (char)(i + k);
+			*(volatile uint64_t *)(at + k * PAGE) = mix(i * 1024 + k + 1) | 1ull << 63;
 		sys_raw(__NR_madvise, at + i % 512 * PAGE, 256 * PAGE, MADV_DONTNEED);
 		sys_raw(__NR_munmap, at, 1024 * PAGE);
 	}
+}
+
+static void split(char *at, uint64_t bytes)
+{
+	for (int prot = PROT_READ;; prot ^= PROT_WRITE)
+		for (uint64_t i = 0; i < bytes; i += 60 * PAGE)
+			sys_raw(__NR_mprotect, at + i, bytes - i < 30 * PAGE ? bytes - i : 30 * PAGE, prot);
 }
 
 static void say(const char *text, uint64_t bytes)
@@ -200,6 +209,8 @@ static void run(char **argv)
 	say("ready\n", 6);
 	if (has(argv, "churn"))
 		churn();
+	if (has(argv, "split"))
+		split(at, bytes);
 	for (;;) {
 		sys_raw(__NR_rt_sigtimedwait, &usr1, 0, 0, 8);
 		add_all(at, argv, ++round);
