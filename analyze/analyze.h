@@ -29,6 +29,7 @@ enum analyze_state {
 	ANALYZE_NO_MEMORY, /* a kernel thread or a zombie */
 	ANALYZE_FAILED,    /* another error */
 	ANALYZE_NOT_READ,  /* interrupted before its turn, or in it */
+	ANALYZE_SHARES,    /* has the memory of a process that was read: shares_pid */
 };
 
 #define ANALYZE_COMMAND_BYTES 32
@@ -37,6 +38,8 @@ enum analyze_state {
 struct analyze_process {
 	int pid;
 	uint64_t started; /* field 22 of /proc/PID/stat: tells a number used again */
+	uint64_t image;   /* the same until it executes another program */
+	int shares_pid;   /* for SHARES */
 	uid_t uid;        /* effective */
 	enum analyze_state state;
 	int error; /* errno, for DENIED and FAILED */

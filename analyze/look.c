@@ -484,6 +484,12 @@ int analyze_process_look(struct analyze *a, unsigned number)
 	analyze_identify(p);
 	if (p->state != ANALYZE_OK)
 		return 0;
+	p->shares_pid = analyze_shares_with(a, number);
+	if (p->shares_pid) {
+		p->state = ANALYZE_SHARES;
+		p->locked_bytes = p->pinned_bytes = 0; /* counted there */
+		return 0;
+	}
 	err = l.mem = open_of(p->pid, "mem");
 	if (err >= 0)
 		err = l.pagemap = open_of(p->pid, "pagemap");

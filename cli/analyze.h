@@ -18,8 +18,9 @@
 void cli_analyze_text(const struct analyze *a);
 /* One line for the look that was made last. */
 void cli_analyze_text_look(const struct analyze *a);
-/* Why this process is not in the figures; NULL: it is. */
-const char *cli_analyze_why(const struct analyze_process *p);
+/* Why this process is not in the figures, perhaps in the buffer; NULL: it is. */
+#define CLI_ANALYZE_WHY_BYTES 64
+const char *cli_analyze_why(const struct analyze_process *p, char *buf);
 struct json_object *cli_analyze_json(const struct analyze *a);
 /* Was the plotting library there when samepage was built? */
 bool cli_analyze_can_html(void);

@@ -341,7 +341,7 @@ static void print_obstacles(const struct analyze *a, const struct totals *t)
 		       (long long)a->ksm_sharing + (long long)a->ksm_shared, (long long)a->ksm_shared);
 }
 
-const char *cli_analyze_why(const struct analyze_process *p)
+const char *cli_analyze_why(const struct analyze_process *p, char *buf)
 {
 	switch (p->state) {
 	case ANALYZE_OK: return NULL;
@@ -349,6 +349,9 @@ const char *cli_analyze_why(const struct analyze_process *p)
 	case ANALYZE_DENIED: return "may not be read";
 	case ANALYZE_NO_MEMORY: return "has no memory that could be read";
 	case ANALYZE_NOT_READ: return "interrupted before it was read";
+	case ANALYZE_SHARES:
+		snprintf(buf, CLI_ANALYZE_WHY_BYTES, "shares the memory of %d", p->shares_pid);
+		return buf;
 	case ANALYZE_FAILED: break;
 	}
 	return strerror(p->error);
@@ -357,7 +360,7 @@ const char *cli_analyze_why(const struct analyze_process *p)
 static void print_not_read(const struct analyze *a)
 {
 	unsigned shown = 0, denied = 0;
-	char clean[ANALYZE_COMMAND_BYTES];
+	char clean[ANALYZE_COMMAND_BYTES], why[CLI_ANALYZE_WHY_BYTES];
 
 	for (unsigned i = 0; i < a->processes; i++) {
 		const struct analyze_process *p = &a->process[i];
@@ -369,7 +372,7 @@ static void print_not_read(const struct analyze *a)
 		if (shown++ == 0)
 			puts("\nNot read");
 		printf("  %d %s: %s\n", p->pid, cli_clean(p->command, clean, sizeof(clean)),
-		       cli_analyze_why(p));
+		       cli_analyze_why(p, why));
 	}
 	if (denied > PAIRS_SHOWN)
 		printf("  and %u more that may not be read\n", denied - PAIRS_SHOWN);

@@ -66,6 +66,10 @@ def pids(processes):
     return [p.pid for p in processes]
 
 
+def pids_of(o):
+    return [p["pid"] for p in o["processes"]]
+
+
 def of(o, pid):
     return next(p for p in o["processes"] if p["pid"] == pid)
 
@@ -464,6 +468,29 @@ def _():
             o = report("--threads", n, a.pid)
             assert o["scopes"]["all"]["saved"] == 0, o["scopes"]["all"]
             assert o["kinds"]["anonymous"]["pages"] <= 6000, o["kinds"]["anonymous"]
+
+
+@test("memory that several numbers share is read once: a thread's, a vfork child's")
+def _():
+    a = known("u50", "thread")
+    thread = int(a.stdout.readline())
+    if not thread:
+        raise Skip("not on this processor")
+    o = report(a.pid, thread)
+    assert pids_of(o) == [a.pid] and o["kinds"]["anonymous"]["pages"] == 50, o["processes"]
+    assert pids_of(report(thread)) == [a.pid]
+    end()
+    a = known("u50", "vm", "locked")
+    child = int(a.stdout.readline())
+    try:
+        o = report(a.pid, child)
+        why = f"shares the memory of {a.pid}"
+        assert of(o, child)["state"] == "shares_memory" and of(o, child)["why"] == why, o["processes"]
+        assert o["scopes"]["all"]["saved"] == 0 and o["kinds"]["anonymous"]["pages"] == 50, o["scopes"]
+        assert o["pages"]["locked_bytes"] == 50 * PAGE, o["pages"]
+        assert why in samepage(a.pid, child).stdout
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 @test("access that is denied is a line in the report; denied everywhere: status 1")

@@ -16,12 +16,14 @@
  * program's text is its own; file: one page of a private file mapping is; churn: go on
  * mapping and unmapping memory for ever, each page with contents of its own; split: go on
  * changing the protection of every second stretch of 30 pages, so that mappings split and
- * grow together again.
+ * grow together again; thread, vm: its number is printed, a thread is there or a process
+ * with the same memory.
  *
  * The last argument, "its-number", is written over. Prints "ready", then "changed" each
  * time that it has changed, and ends when killed.
  */
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -179,6 +181,36 @@ static void child(void)
 		sys_raw(__NR_ppoll, 0, 0, 0, 0, 8);
 }
 
+static void print_number(uint64_t n)
+{
+	char text[21];
+	unsigned at = sizeof(text);
+
+	text[--at] = '\n';
+	for (; n; n /= 10)
+		text[--at] = (char)('0' + n % 10);
+	say(text + at, sizeof(text) - at);
+}
+
+/* Its stack is the parent's, where it returns to nothing: one call, for ever. */
+static void share(uint64_t flags)
+{
+	static char stack[PAGE] __attribute__((aligned(16)));
+	long n;
+
+#if defined(__x86_64__)
+	__asm__ volatile("syscall\n test %%rax, %%rax\n jnz 1f\n"
+			 "0: mov $34, %%eax\n syscall\n jmp 0b\n1:" /* pause */
+			 : "=a"(n)
+			 : "a"(__NR_clone), "D"(flags), "S"(stack + sizeof(stack)), "d"(0)
+			 : "rcx", "r11", "r10", "r8", "memory");
+	print_number((uint64_t)n);
+#else
+	(void)flags, (void)stack, (void)n;
+	say("0\n", 2);
+#endif
+}
+
 static void run(char **argv)
 {
 	uint64_t bytes = 0, usr1 = 1ull << (SIGUSR1 - 1), round = 0;
@@ -207,6 +239,10 @@ static void run(char **argv)
 		if (is_pages(*a) && **a == 's' && sys_raw(__NR_clone, SIGCHLD, 0, 0, 0, 0) == 0)
 			child();
 	say("ready\n", 6);
+	if (has(argv, "thread"))
+		share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD);
+	if (has(argv, "vm"))
+		share(CLONE_VM);
 	if (has(argv, "churn"))
 		churn();
 	if (has(argv, "split"))
