@@ -124,7 +124,11 @@ struct analyze {
 
 /* 0, or -ENOENT (no such cgroup), -ENOSYS (no PAGEMAP_SCAN), -ENOMEM ... */
 int analyze_new(struct analyze *a, const struct analyze_options *options);
-/* 0 or -errno; what is wrong with one process is that process's state. */
+/*
+ * 0 or -errno; what is wrong with one process is that process's state. -ENODATA: there was
+ * a look, and none of those who are to be looked at is left, or ends while it is read: the
+ * results are those of the look before, finished.
+ */
 int analyze_look(struct analyze *a);
 /* Work out and append the figures of this look. */
 int analyze_moment(struct analyze *a);

@@ -204,6 +204,13 @@ bool analyze_same(const struct analyze_process *p)
 	       s.state != 'X';
 }
 
+bool analyze_alive(int pid)
+{
+	struct stat_line s;
+
+	return read_stat(pid, &s) == 0 && s.state != 'Z' && s.state != 'X';
+}
+
 bool analyze_other_image(const struct analyze_process *p)
 {
 	struct stat_line s;

@@ -116,6 +116,11 @@ static int look_on(const struct choice *c, struct analyze *a, struct progress *p
 	do {
 		err = analyze_look(a);
 		end_progress(p);
+		if (err == -ENODATA) {
+			if (!interrupts)
+				cli_error("nobody is left to look at: the watch ends");
+			return 0;
+		}
 		if (!err)
 			err = analyze_moment(a);
 		if (err)

@@ -637,6 +637,60 @@ def _():
     assert 50 <= last["pages"] - last["lasted"] <= 52, o["course"]
 
 
+def watch_until_gone(p, *words):
+    """Ends the process after the first look; the report."""
+    w = subprocess.Popen([SAMEPAGE, "analyze", "--watch", "1", *words], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    assert w.stdout.readline().startswith("look 1 ")
+    end(p)
+    return w
+
+
+@test("--watch ends when nobody is left, with what the last look found")
+def _():
+    a = known("d0:512", "d0:512")
+    w = watch_until_gone(a, str(a.pid))
+    out, err = w.communicate(timeout=60)
+    assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+    assert re.search(r"^everybody +1 +2\.0 ", out, re.M), out
+    top = f"{cgroup_root()}/samepage-watch-{os.getpid()}"
+    try:
+        os.mkdir(top)
+    except OSError as e:
+        raise Skip(f"cannot make cgroups: {e}") from e
+    try:
+        a = known("d0:512", "d0:512")
+        with open(top + "/cgroup.procs", "w", encoding="ascii") as f:
+            f.write(str(a.pid))
+        w = watch_until_gone(a, "--cgroup", top)
+    finally:
+        end()
+        for _i in range(50):
+            try:
+                os.rmdir(top)
+                break
+            except OSError:
+                time.sleep(0.02)
+    out, err = w.communicate(timeout=60)
+    assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+    assert re.search(r"^everybody +1 +2\.0 ", out, re.M), out
+
+
+@test("--watch: who ends while it is read takes nothing of the look before along")
+def _():
+    a = known("d0:30000", "d0:30000")
+    for attempt in range(8):
+        w = subprocess.Popen([SAMEPAGE, "analyze", "--threads", "1", "--watch", "1", str(a.pid)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert w.stdout.readline().startswith("look 1 ")
+        time.sleep(0.98 + attempt * 0.02)
+        end(a)
+        out, err = w.communicate(timeout=60)
+        assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+        assert re.search(r"^everybody +1 +117\.2 ", out, re.M), out
+        a = known("d0:30000", "d0:30000")
+
+
 @test("Ctrl-C in a single look: what was read so far")
 def _():
     large = known("u60000")
