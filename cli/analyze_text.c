@@ -392,17 +392,17 @@ static void print_lasting(const struct analyze *a)
 	       cli_pages_mib(m->saved_lasted));
 }
 
-void cli_analyze_text_look(const struct analyze *a)
+void cli_analyze_text_look(const struct analyze *a, FILE *out)
 {
 	const struct analyze_moment *m = &a->moment[a->moments - 1];
 
-	printf("look %u at %.1f s: %llu processes, %.1f MiB, to save %.1f MiB", a->looks,
+	fprintf(out, "look %u at %.1f s: %llu processes, %.1f MiB, to save %.1f MiB", a->looks,
 	       (double)m->at_usec / 1e6, (unsigned long long)m->processes, cli_pages_mib(m->pages),
 	       cli_pages_mib(m->saved));
 	if (a->looks > 1)
-		printf("; %.1f MiB by pages unchanged since the look before, %.1f since the first",
+		fprintf(out, "; %.1f MiB by pages unchanged since the look before, %.1f since the first",
 		       cli_pages_mib(m->saved_stayed), cli_pages_mib(m->saved_lasted));
-	putchar('\n');
+	fputc('\n', out);
 }
 
 void cli_analyze_text(const struct analyze *a)

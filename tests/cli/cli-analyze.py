@@ -781,7 +781,20 @@ def _():
     if os.environ["PLOTS"] != "1":
         raise Skip("built without Chart.js")
     a = known("u1")
-    assert "cannot write" in samepage("--html", "/no/such/folder/x", a.pid, status=1).stderr
+    r = samepage("--html", "/no/such/folder/x", "--watch", 3600, a.pid, status=1)
+    assert "cannot write" in r.stderr and "look 1" not in r.stdout, r
+    page = os.path.join(tmp, "old.html")
+    with open(page, "w", encoding="ascii") as f:
+        f.write("old")
+    os.chmod(page, 0o640)
+    samepage("--html", page, "--cgroup", "/no/such/cgroup", status=1)
+    assert open(page, encoding="ascii").read() == "old"
+    samepage("--html", page, a.pid)
+    assert open(page, encoding="utf-8").read().startswith("<!") and os.stat(page).st_mode & 0o777 == 0o640
+    assert [n for n in os.listdir(tmp) if n.startswith("old.html")] == ["old.html"]
+    r = samepage("--html", "-", "--watch", 1, "--looks", 2, a.pid)
+    assert r.stdout.startswith("<!") and r.stdout.rstrip().endswith("</html>"), r.stdout[-200:]
+    assert "look 2 " in r.stderr and "-: 1 processes" in r.stderr, r.stderr
     if os.path.exists("/dev/full"):
         assert "cannot write" in samepage("--html", "/dev/full", a.pid, status=1).stderr
 
