@@ -55,7 +55,7 @@ struct look {
 	struct core_census_region region;
 	uint32_t region_number; /* goes up with each mapping */
 	uint32_t region_open;   /* the number of the one that the census has open */
-	uint64_t vma_ksm, vma_shared;
+	uint64_t vma_ksm, vma_shared, vma_swapped;
 	uint64_t seen_end; /* of the list being read: what lies below has been looked at */
 	bool check_ksm;
 	struct analyze_job *job; /* being filled, or NULL */
@@ -336,7 +336,7 @@ static int look_region(struct look *l, const struct sys_page_region *r)
 	uint64_t from = r->start / l->page_bytes, end = r->end / l->page_bytes;
 
 	if (r->categories & SYS_PAGE_IS_SWAPPED)
-		l->p->swapped += end - from;
+		l->vma_swapped += end - from;
 	else if (r->categories & SYS_PAGE_IS_PFNZERO)
 		l->p->zero_mapped += end - from;
 	else if (!(r->categories & SYS_PAGE_IS_FILE))
@@ -389,7 +389,7 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 {
 	struct look *l = arg;
 	uint64_t start = unseen(l, vma);
-	uint64_t ksm = vma->ksm_bytes / l->page_bytes;
+	uint64_t ksm = vma->ksm_bytes / l->page_bytes, swapped = vma->swap_bytes / l->page_bytes;
 	enum core_census_kind kind;
 	int err;
 
@@ -415,7 +415,7 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 		.locked = (vma->flags & SYS_VMF(lo)) != 0,
 	};
 	l->region_number++;
-	l->vma_ksm = l->vma_shared = 0;
+	l->vma_ksm = l->vma_shared = l->vma_swapped = 0;
 	l->check_ksm = ksm > 0 && l->a->inner->kpageflags >= 0;
 	err = scan(l, start, vma->end);
 	if (!l->check_ksm && ksm > 0) { /* which ones is not to be seen, but how many */
@@ -424,6 +424,8 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 	}
 	l->p->ksm += l->vma_ksm;
 	l->p->forked += l->vma_shared;
+	/* the scan takes guards (MADV_GUARD_INSTALL) for swap, too */
+	l->p->swapped += l->vma_swapped < swapped ? l->vma_swapped : swapped;
 	return err;
 }
 

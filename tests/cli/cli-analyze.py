@@ -503,6 +503,15 @@ def _():
         os.kill(child, signal.SIGKILL)
 
 
+@test("guard pages are not swap")
+def _():
+    a = known("g500", "u50")
+    with open(f"/proc/{a.pid}/status", encoding="utf-8") as f:
+        swap = int(re.search(r"VmSwap:\s+(\d+)", f.read())[1]) * 1024 // PAGE
+    o = report(a.pid)
+    assert of(o, a.pid)["swapped"] <= swap and o["kinds"]["anonymous"]["pages"] == 50, o["processes"]
+
+
 @test("access that is denied is a line in the report; denied everywhere: status 1")
 def _():
     if not ROOT or not shutil.which("setpriv"):

@@ -10,6 +10,7 @@
  *   zN    N pages that were written and are full of zeros
  *   rN    N pages that were only read: the kernel's zero page
  *   hN    N pages that were never touched
+ *   gN    N pages that are guards (Linux 6.13; else never touched)
  *   sN    N pages that are shared with a child by fork (equal in all processes as well)
  *
  * and flags of the mapping: mergeable, executable, locked, huge; patched: one page of the
@@ -101,6 +102,7 @@ static void add(char *at, const char *s, uint64_t pid, uint64_t round)
 			break;
 		case 'z': page[0] = 1; page[0] = 0; break;
 		case 'r': (void)page[0]; break;
+		case 'g': sys_raw(__NR_madvise, page, PAGE, 102 /* MADV_GUARD_INSTALL */); break;
 		default: break;
 		}
 	}
