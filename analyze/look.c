@@ -39,6 +39,7 @@
 
 #define SCAN_REGIONS 256
 #define PAGEMAP_PAGES 512
+#define TRIES_MAX 3 /* of a process that begins another program while it is read */
 
 struct look {
 	struct analyze *a;
@@ -474,8 +475,8 @@ static void set_state(struct analyze *a, struct analyze_process *p, int err)
 	forget(a, p);
 }
 
-/* 0; what is wrong with the process is its state; -ENOMEM and -EOVERFLOW are ours. */
-int analyze_process_look(struct analyze *a, unsigned number)
+/* -EAGAIN: it has begun another program meanwhile. */
+static int look_once(struct analyze *a, unsigned number)
 {
 	struct analyze_process *p = &a->process[number];
 	struct look l = { .a = a, .p = p, .number = number, .mem = -1, .pagemap = -1,
@@ -507,6 +508,8 @@ int analyze_process_look(struct analyze *a, unsigned number)
 	if (!err && !analyze_same(p))
 		err = -ESRCH;
 out:
+	if ((!err || err == -ESRCH) && analyze_other_image(p))
+		err = -EAGAIN;
 	if (err < 0)
 		set_state(a, p, err);
 	p->region_end = a->census.regions;
@@ -515,5 +518,20 @@ out:
 	if (l.mem >= 0)
 		sys->close(l.mem);
 	free(l.range);
+	return err;
+}
+
+/* 0; what is wrong with the process is its state; -ENOMEM and -EOVERFLOW are ours. */
+int analyze_process_look(struct analyze *a, unsigned number)
+{
+	struct analyze_process *p = &a->process[number];
+	int err = -EAGAIN;
+
+	for (unsigned i = 0; i < TRIES_MAX && err == -EAGAIN; i++) {
+		p->state = ANALYZE_OK;
+		p->error = 0;
+		p->vmas = 0;
+		err = look_once(a, number);
+	}
 	return err == -ENOMEM || err == -EOVERFLOW ? err : 0;
 }

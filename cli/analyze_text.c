@@ -2,6 +2,7 @@
 /*
  * The report for people. What is an estimate says so; what was not read is named.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -352,7 +353,9 @@ const char *cli_analyze_why(const struct analyze_process *p, char *buf)
 	case ANALYZE_SHARES:
 		snprintf(buf, CLI_ANALYZE_WHY_BYTES, "shares the memory of %d", p->shares_pid);
 		return buf;
-	case ANALYZE_FAILED: break;
+	case ANALYZE_FAILED:
+		if (p->error == EAGAIN)
+			return "began other programs while it was read";
 	}
 	return strerror(p->error);
 }

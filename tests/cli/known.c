@@ -17,7 +17,7 @@
  * program's text is its own; file: one page of a private file mapping is; churn: go on
  * mapping and unmapping memory for ever, each page with contents of its own; split: go on
  * changing the protection of every second stretch of 30 pages, so that mappings split and
- * grow together again; thread, vm: its number is printed, a thread is there or a process
+ * grow together again; exec: begin anew every 30 ms, without a word; thread, vm: its number is printed, a thread is there or a process
  * with the same memory.
  *
  * The last argument, "its-number", is written over. Prints "ready", then "changed" each
@@ -213,6 +213,15 @@ static void share(uint64_t flags)
 #endif
 }
 
+static void again(char **argv)
+{
+	int64_t pause[2] = { 0, 30000000 };
+	char *none = 0;
+
+	sys_raw(__NR_nanosleep, pause, 0);
+	sys_raw(__NR_execve, "/proc/self/exe", argv - 1, &none);
+}
+
 static void run(char **argv)
 {
 	uint64_t bytes = 0, usr1 = 1ull << (SIGUSR1 - 1), round = 0;
@@ -240,6 +249,8 @@ static void run(char **argv)
 	for (char **a = argv; *a; a++)
 		if (is_pages(*a) && **a == 's' && sys_raw(__NR_clone, SIGCHLD, 0, 0, 0, 0) == 0)
 			child();
+	if (has(argv, "exec"))
+		again(argv);
 	say("ready\n", 6);
 	if (has(argv, "thread"))
 		share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD);
