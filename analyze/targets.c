@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,24 +141,35 @@ static int read_status(int pid, struct status *s)
 	return s->tgid > 0 ? 0 : -ESRCH;
 }
 
-/* Of the hierarchy that accounts for memory: its own in v1, the only one in v2. */
+/*
+ * Of the hierarchy that accounts for memory: its own in v1, the only one in v2. The hash is
+ * of all of the path, which is shown cut.
+ */
 static void read_cgroup(struct analyze_process *p)
 {
-	char buf[4096];
-	const char *found = NULL;
-	char *line, *rest = buf;
+	char path[64];
+	char *line = NULL;
+	size_t room = 0;
+	bool memory = false;
+	FILE *f;
 
-	if (read_proc(p->pid, "cgroup", buf, sizeof(buf)) <= 0)
-		return;
-	while ((line = strsep(&rest, "\n"))) {
-		if (strncmp(line, "0::", 3) == 0 && !found)
-			found = line + 3;
-		else if (strstr(line, ":memory:"))
-			found = strstr(line, ":memory:") + 8;
-	}
-	if (found)
+	p->cgroup_hash = 0;
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", p->pid);
+	f = fopen(path, "re");
+	while (f && !memory && getline(&line, &room, f) > 0) {
+		const char *found = strstr(line, ":memory:");
+
+		memory = found != NULL;
+		if (!memory && strncmp(line, "0::", 3) != 0)
+			continue;
+		line[strcspn(line, "\n")] = '\0';
+		found = memory ? found + strlen(":memory:") : line + strlen("0::");
+		p->cgroup_hash = core_hash_page(found, strlen(found), 0);
 		snprintf(p->cgroup, sizeof(p->cgroup), "%s", found);
-	p->cgroup_hash = core_hash_page(p->cgroup, strlen(p->cgroup), 0);
+	}
+	free(line);
+	if (f)
+		fclose(f);
 }
 
 static uint64_t program_of(int pid)
@@ -232,6 +244,12 @@ int analyze_shares_with(const struct analyze *a, unsigned number)
 	return 0;
 }
 
+/* There, but not to be seen: /proc may be mounted so (hidepid). */
+static bool hidden(int pid)
+{
+	return kill(pid, 0) < 0 && errno == EPERM;
+}
+
 void analyze_identify(struct analyze_process *p)
 {
 	struct status status;
@@ -241,7 +259,8 @@ void analyze_identify(struct analyze_process *p)
 	if (err == 0)
 		err = read_status(p->pid, &status);
 	if (err < 0) {
-		p->state = err == -EACCES || err == -EPERM ? ANALYZE_DENIED : ANALYZE_EXITED;
+		p->state = err == -EACCES || err == -EPERM || hidden(p->pid) ?
+			   ANALYZE_DENIED : ANALYZE_EXITED;
 		p->error = -err;
 		return;
 	}

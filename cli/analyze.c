@@ -240,6 +240,8 @@ static int check(const struct choice *c)
 	if (c->all && (c->cgroup || c->pids))
 		return cli_usage_error("analyze", "--all and %s were both given",
 				       c->cgroup ? "--cgroup" : "processes");
+	if (c->cgroup && !*c->cgroup)
+		return cli_usage_error("analyze", "--cgroup wants a name");
 	if (c->json && c->html)
 		return cli_usage_error("analyze", "--json and --html were both given");
 	if (c->looks && !c->watch_sec)

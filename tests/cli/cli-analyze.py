@@ -586,6 +586,16 @@ def _():
         assert name.endswith("/one"), name
         o = report("--cgroup", os.path.dirname(name))
         assert {p["pid"] for p in o["processes"]} == {a.pid, b.pid}, o["processes"]
+        long = "x" * 130
+        for path in (f"{top}/{long}", f"{top}/{long}/{long}", f"{top}/{long}/{long}/a", f"{top}/{long}/{long}/b"):
+            os.mkdir(path)
+            made.append(path)
+        for path, p in ((made[-2], a), (made[-1], b)):
+            with open(path + "/cgroup.procs", "w", encoding="ascii") as f:
+                f.write(str(p.pid))
+        o = report(a.pid, b.pid)  # names that differ behind what is shown of them
+        assert o["scopes"]["cgroup"]["groups"] == 2 and o["scopes"]["cgroup"]["saved"] == 0, o["scopes"]
+        r = samepage("--cgroup", "", status=2)
         r = samepage("--cgroup", "/no/such/cgroup", status=1)
         assert "cannot read cgroup" in r.stderr and c.pid
     finally:
