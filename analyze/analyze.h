@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Looking at the private memory of running processes from outside: what would merging
- * save? Nothing is changed anywhere: no page is populated, unshared, or swapped in.
+ * save? Nothing is changed: no page is unshared, and none is populated or swapped in, but
+ * for one that goes between being found and being read: the read brings it back.
  *
  * One look: for each process, its mappings; for each mapping, which pages are there
  * (PAGEMAP_SCAN); of those the ones that are private, mapped once and not merged by KSM

@@ -5,7 +5,7 @@
  * maps first, for what an address of it may look like; then smaps, mapping by mapping.
  * In a private mapping PAGEMAP_SCAN tells what is there at all: holes, pages of files,
  * what is swapped out and the kernel's zero page are not touched, so that nothing is
- * populated. pagemap tells which of the anonymous pages are mapped once (bit 56): the
+ * populated (but what is dropped between that and the read). pagemap tells which of the anonymous pages are mapped once (bit 56): the
  * others are one physical page already, by fork or by KSM (/proc/kpageflags says by
  * which, where it may be read; else smaps tells how many). What is left is read.
  *
