@@ -508,7 +508,8 @@ static int look_once(struct analyze *a, unsigned number)
 	if (!err && !analyze_same(p))
 		err = -ESRCH;
 out:
-	if ((!err || err == -ESRCH) && analyze_other_image(p))
+	/* its memory has ended, but not it; the image may be at the same place, too */
+	if (err == -ESRCH ? analyze_same(p) : !err && analyze_other_image(p))
 		err = -EAGAIN;
 	if (err < 0)
 		set_state(a, p, err);
