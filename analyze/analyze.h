@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Looking at the private memory of running processes from outside: what would merging
- * save? Nothing is changed anywhere: no page is populated, unshared, or swapped in.
+ * save? Nothing is changed: no page is unshared, and none is populated or swapped in, but
+ * for one that goes between being found and being read: the read brings it back.
  *
  * One look: for each process, its mappings; for each mapping, which pages are there
  * (PAGEMAP_SCAN); of those the ones that are private, mapped once and not merged by KSM
@@ -29,6 +30,7 @@ enum analyze_state {
 	ANALYZE_NO_MEMORY, /* a kernel thread or a zombie */
 	ANALYZE_FAILED,    /* another error */
 	ANALYZE_NOT_READ,  /* interrupted before its turn, or in it */
+	ANALYZE_SHARES,    /* has the memory of a process that was read: shares_pid */
 };
 
 #define ANALYZE_COMMAND_BYTES 32
@@ -37,6 +39,8 @@ enum analyze_state {
 struct analyze_process {
 	int pid;
 	uint64_t started; /* field 22 of /proc/PID/stat: tells a number used again */
+	uint64_t image;   /* the same until it executes another program */
+	int shares_pid;   /* for SHARES */
 	uid_t uid;        /* effective */
 	enum analyze_state state;
 	int error; /* errno, for DENIED and FAILED */
@@ -121,7 +125,11 @@ struct analyze {
 
 /* 0, or -ENOENT (no such cgroup), -ENOSYS (no PAGEMAP_SCAN), -ENOMEM ... */
 int analyze_new(struct analyze *a, const struct analyze_options *options);
-/* 0 or -errno; what is wrong with one process is that process's state. */
+/*
+ * 0 or -errno; what is wrong with one process is that process's state. -ENODATA: there was
+ * a look, and none of those who are to be looked at is left, or ends while it is read: the
+ * results are those of the look before, finished.
+ */
 int analyze_look(struct analyze *a);
 /* Work out and append the figures of this look. */
 int analyze_moment(struct analyze *a);

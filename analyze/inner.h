@@ -29,6 +29,12 @@ int analyze_targets(struct analyze *a);
 void analyze_identify(struct analyze_process *p);
 /* Is the process with this number still the one that was identified? */
 bool analyze_same(const struct analyze_process *p);
+/* Is there a process with this number, and has it memory? */
+bool analyze_alive(int pid);
+/* Has it begun another program since? */
+bool analyze_other_image(const struct analyze_process *p);
+/* Process of this look, read before this one, that has the very same memory; 0: none. */
+int analyze_shares_with(const struct analyze *a, unsigned number);
 
 /* kind.c ---------------------------------------------------------------------- */
 

@@ -4,8 +4,8 @@
  *
  * Through /proc/PID/mem, not process_vm_readv: that one pins what it reads, for which
  * the kernel first copies a page that is shared since fork and unmerges one of KSM's.
- * pread here only takes references; it is a tenth slower and changes nothing, however
- * the process behaves meanwhile. The open file also stands for the memory that was
+ * pread here only takes references; it is a tenth slower and unshares nothing, however
+ * the process behaves meanwhile. (What it drops just before the read is faulted in again.) The open file also stands for the memory that was
  * looked at, whatever becomes of the process's number.
  *
  * A page that cannot be read is gone, no more; a file that says "end" means that the

@@ -5,9 +5,13 @@
  * maps first, for what an address of it may look like; then smaps, mapping by mapping.
  * In a private mapping PAGEMAP_SCAN tells what is there at all: holes, pages of files,
  * what is swapped out and the kernel's zero page are not touched, so that nothing is
- * populated. pagemap tells which of the anonymous pages are mapped once (bit 56): the
+ * populated (but what is dropped between that and the read). pagemap tells which of the anonymous pages are mapped once (bit 56): the
  * others are one physical page already, by fork or by KSM (/proc/kpageflags says by
  * which, where it may be read; else smaps tells how many). What is left is read.
+ *
+ * The kernel hands the list out in pieces; where one ends and the next begins it looks for
+ * the mapping at that address anew, and one that has grown downwards over its neighbour
+ * comes again from its start. What was looked at is cut off then.
  *
  * All of it races with the process, which goes on. A page that is gone when it is read is
  * counted as such; one that changes meanwhile is taken as it was read.
@@ -35,6 +39,7 @@
 
 #define SCAN_REGIONS 256
 #define PAGEMAP_PAGES 512
+#define TRIES_MAX 3 /* of a process that begins another program while it is read */
 
 struct look {
 	struct analyze *a;
@@ -51,7 +56,8 @@ struct look {
 	struct core_census_region region;
 	uint32_t region_number; /* goes up with each mapping */
 	uint32_t region_open;   /* the number of the one that the census has open */
-	uint64_t vma_ksm, vma_shared;
+	uint64_t vma_ksm, vma_shared, vma_swapped;
+	uint64_t seen_end; /* of the list being read: what lies below has been looked at */
 	bool check_ksm;
 	struct analyze_job *job; /* being filled, or NULL */
 	struct core_census_walk old; /* the same process in the look before */
@@ -59,13 +65,26 @@ struct look {
 	int error;
 };
 
+/* Where this mapping begins to be new; its end or above: nowhere. */
+static uint64_t unseen(struct look *l, const struct sys_vma *vma)
+{
+	uint64_t start = vma->start > l->seen_end ? vma->start : l->seen_end;
+
+	if (vma->end > l->seen_end)
+		l->seen_end = vma->end;
+	return start;
+}
+
 /* what addresses look like ----------------------------------------------------- */
 
 static int add_range(const struct sys_vma *vma, void *arg)
 {
 	struct look *l = arg;
 	struct core_fp_range *r;
+	uint64_t start = unseen(l, vma);
 
+	if (start >= vma->end)
+		return 0;
 	l->p->vmas++;
 	if (l->ranges == l->ranges_room) {
 		uint32_t room = l->ranges_room ? 2 * l->ranges_room : 256;
@@ -79,7 +98,7 @@ static int add_range(const struct sys_vma *vma, void *arg)
 	if (strncmp(vma->name, "[v", 2) == 0) /* vdso, vvar, vsyscall */
 		return 0;
 	r = &l->range[l->ranges++];
-	*r = (struct core_fp_range){ .start = vma->start, .end = vma->end };
+	*r = (struct core_fp_range){ .start = start, .end = vma->end };
 	if (vma->heap) {
 		r->base = vma->start;
 		r->mask = UINT64_MAX;
@@ -318,7 +337,7 @@ static int look_region(struct look *l, const struct sys_page_region *r)
 	uint64_t from = r->start / l->page_bytes, end = r->end / l->page_bytes;
 
 	if (r->categories & SYS_PAGE_IS_SWAPPED)
-		l->p->swapped += end - from;
+		l->vma_swapped += end - from;
 	else if (r->categories & SYS_PAGE_IS_PFNZERO)
 		l->p->zero_mapped += end - from;
 	else if (!(r->categories & SYS_PAGE_IS_FILE))
@@ -327,13 +346,13 @@ static int look_region(struct look *l, const struct sys_page_region *r)
 	return 0;
 }
 
-static int scan(struct look *l, const struct sys_vma *vma)
+static int scan(struct look *l, uint64_t start, uint64_t end)
 {
 	struct sys_page_region found[SCAN_REGIONS];
 	struct sys_pm_scan_arg arg = {
 		.size = sizeof(arg),
-		.start = vma->start,
-		.end = vma->end,
+		.start = start,
+		.end = end,
 		.vec = (uintptr_t)found,
 		.vec_len = SCAN_REGIONS,
 		.category_anyof_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
@@ -341,7 +360,7 @@ static int scan(struct look *l, const struct sys_vma *vma)
 			       SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_HUGE,
 	};
 
-	while (arg.start < vma->end) {
+	while (arg.start < end) {
 		int n = sys->pagemap_scan(l->pagemap, &arg);
 
 		if (n < 0)
@@ -359,18 +378,30 @@ static int scan(struct look *l, const struct sys_vma *vma)
 	return 0;
 }
 
+/* Bytes of a store that the mapping shows from start on; what was written since is its own. */
+static uint64_t in_store(const struct sys_vma *vma, uint64_t start)
+{
+	uint64_t bytes = vma->end - start;
+
+	return bytes > vma->anon_bytes ? bytes - vma->anon_bytes : 0;
+}
+
 static int look_vma(const struct sys_vma *vma, void *arg)
 {
 	struct look *l = arg;
-	enum core_census_kind kind = analyze_kind(vma, l->p, &l->before);
-	uint64_t ksm = vma->ksm_bytes / l->page_bytes;
+	uint64_t start = unseen(l, vma);
+	uint64_t ksm = vma->ksm_bytes / l->page_bytes, swapped = vma->swap_bytes / l->page_bytes;
+	enum core_census_kind kind;
 	int err;
 
+	if (start >= vma->end)
+		return 0;
+	kind = analyze_kind(vma, l->p, &l->before);
 	/* also where the process has not read since: a merged page need not be in its tables */
 	if (strncmp(vma->name, ANALYZE_STORE_NAME, sizeof(ANALYZE_STORE_NAME) - 1) == 0 && !vma->shared)
-		l->p->merged += (vma->end - vma->start - vma->anon_bytes) / l->page_bytes;
+		l->p->merged += in_store(vma, start) / l->page_bytes;
 	if (vma->flags & SYS_VMF(ht)) {
-		l->p->hugetlb += (vma->end - vma->start) / l->page_bytes;
+		l->p->hugetlb += (vma->end - start) / l->page_bytes;
 		return 0;
 	}
 	if (vma->shared || vma->flags & (SYS_VMF(io) | SYS_VMF(pf)) ||
@@ -378,22 +409,24 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 		return 0;
 	submit(l);
 	l->region = (struct core_census_region){
-		.start_vpn = vma->start / l->page_bytes,
+		.start_vpn = start / l->page_bytes,
 		.end_vpn = vma->end / l->page_bytes,
 		.process = l->number,
 		.kind = (uint8_t)kind,
 		.locked = (vma->flags & SYS_VMF(lo)) != 0,
 	};
 	l->region_number++;
-	l->vma_ksm = l->vma_shared = 0;
+	l->vma_ksm = l->vma_shared = l->vma_swapped = 0;
 	l->check_ksm = ksm > 0 && l->a->inner->kpageflags >= 0;
-	err = scan(l, vma);
+	err = scan(l, start, vma->end);
 	if (!l->check_ksm && ksm > 0) { /* which ones is not to be seen, but how many */
 		l->vma_ksm = ksm < l->vma_shared ? ksm : l->vma_shared;
 		l->vma_shared -= l->vma_ksm;
 	}
 	l->p->ksm += l->vma_ksm;
 	l->p->forked += l->vma_shared;
+	/* the scan takes guards (MADV_GUARD_INSTALL) for swap, too */
+	l->p->swapped += l->vma_swapped < swapped ? l->vma_swapped : swapped;
 	return err;
 }
 
@@ -442,8 +475,8 @@ static void set_state(struct analyze *a, struct analyze_process *p, int err)
 	forget(a, p);
 }
 
-/* 0; what is wrong with the process is its state; -ENOMEM and -EOVERFLOW are ours. */
-int analyze_process_look(struct analyze *a, unsigned number)
+/* -EAGAIN: it has begun another program meanwhile. */
+static int look_once(struct analyze *a, unsigned number)
 {
 	struct analyze_process *p = &a->process[number];
 	struct look l = { .a = a, .p = p, .number = number, .mem = -1, .pagemap = -1,
@@ -454,6 +487,12 @@ int analyze_process_look(struct analyze *a, unsigned number)
 	analyze_identify(p);
 	if (p->state != ANALYZE_OK)
 		return 0;
+	p->shares_pid = analyze_shares_with(a, number);
+	if (p->shares_pid) {
+		p->state = ANALYZE_SHARES;
+		p->locked_bytes = p->pinned_bytes = 0; /* counted there */
+		return 0;
+	}
 	err = l.mem = open_of(p->pid, "mem");
 	if (err >= 0)
 		err = l.pagemap = open_of(p->pid, "pagemap");
@@ -462,12 +501,16 @@ int analyze_process_look(struct analyze *a, unsigned number)
 	if (err < 0)
 		goto out;
 	find_before(&l);
+	l.seen_end = 0;
 	err = sys_smaps_each(p->pid, a->inner->buf, ANALYZE_MAPS_BUF_BYTES, look_vma, &l);
 	err = drain(&l, err);
 	/* an exit leaves the list of mappings empty and pagemap at its end, without an error */
 	if (!err && !analyze_same(p))
 		err = -ESRCH;
 out:
+	/* its memory has ended, but not it; the image may be at the same place, too */
+	if (err == -ESRCH ? analyze_same(p) : !err && analyze_other_image(p))
+		err = -EAGAIN;
 	if (err < 0)
 		set_state(a, p, err);
 	p->region_end = a->census.regions;
@@ -476,5 +519,20 @@ out:
 	if (l.mem >= 0)
 		sys->close(l.mem);
 	free(l.range);
+	return err;
+}
+
+/* 0; what is wrong with the process is its state; -ENOMEM and -EOVERFLOW are ours. */
+int analyze_process_look(struct analyze *a, unsigned number)
+{
+	struct analyze_process *p = &a->process[number];
+	int err = -EAGAIN;
+
+	for (unsigned i = 0; i < TRIES_MAX && err == -EAGAIN; i++) {
+		p->state = ANALYZE_OK;
+		p->error = 0;
+		p->vmas = 0;
+		err = look_once(a, number);
+	}
 	return err == -ENOMEM || err == -EOVERFLOW ? err : 0;
 }

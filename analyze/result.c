@@ -143,32 +143,98 @@ static int put_behind(struct analyze *a)
 		in->old_processes = a->processes;
 	}
 	analyze_array_free(&in->hash);
-	free(a->census.process);
 	a->process = NULL;
 	memset(&a->census, 0, sizeof(a->census));
 	a->census.segment_slots = SEGMENT_SLOTS;
 	return 0;
 }
 
-int analyze_look(struct analyze *a)
+static bool any_read(const struct analyze_process *p, unsigned n)
 {
-	struct analyze_inner *in = a->inner;
-	uint64_t began = sys_now_usec();
-	int err = put_behind(a);
+	for (unsigned i = 0; i < n; i++)
+		if (p[i].state == ANALYZE_OK)
+			return true;
+	return false;
+}
 
-	if (!err)
-		err = analyze_targets(a);
+/* The list for the next look. -ENODATA: there was one, and now nobody is left. */
+static int next_targets(struct analyze *a, struct analyze_process **next, unsigned *n)
+{
+	struct analyze_process *now = a->process;
+	unsigned processes = a->processes;
+	bool alive = false;
+	int err = analyze_targets(a);
+
+	for (unsigned i = 0; i < a->processes && !alive; i++)
+		alive = analyze_alive(a->process[i].pid);
+	*next = a->process;
+	*n = a->processes;
+	a->process = now;
+	a->processes = processes;
+	if (!err && (a->looks == 0 || alive))
+		return 0;
+	free(*next);
+	*next = NULL;
 	if (a->looks == 0)
-		in->began_usec = began;
-	in->pages_before = 0;
+		return err;
+	return !err || err == -ENOENT || err == -ENODEV ? -ENODATA : err;
+}
+
+static int read_all(struct analyze *a)
+{
+	int err = 0;
+
+	a->inner->pages_before = 0;
 	for (unsigned i = 0; i < a->processes && !err; i++) {
 		if (a->interrupted)
 			a->process[i].state = ANALYZE_NOT_READ;
 		else
 			err = analyze_process_look(a, i);
-		in->pages_before += a->process[i].read;
+		a->inner->pages_before += a->process[i].read;
 	}
 	note_memory(a, false);
+	return err;
+}
+
+/* Back to what the look before came to: its answers are there, its records are not. */
+static int back(struct analyze *a, const struct core_census *census)
+{
+	struct analyze_inner *in = a->inner;
+
+	free(a->process);
+	a->process = in->old_process;
+	a->processes = in->old_processes;
+	in->old_process = NULL;
+	a->census = *census;
+	a->interrupted = false;
+	drop_before(in);
+	return -ENODATA;
+}
+
+int analyze_look(struct analyze *a)
+{
+	struct analyze_inner *in = a->inner;
+	uint64_t began = sys_now_usec();
+	struct core_census census;
+	struct analyze_process *next;
+	unsigned n;
+	int err = a->looks ? analyze_finish(a) : 0;
+
+	if (!err)
+		err = next_targets(a, &next, &n);
+	if (err)
+		return err;
+	census = a->census;
+	err = put_behind(a);
+	a->process = next;
+	a->processes = n;
+	if (a->looks == 0)
+		in->began_usec = began;
+	if (!err)
+		err = read_all(a);
+	if (!err && a->looks && any_read(in->old_process, in->old_processes) && !any_read(next, n))
+		return back(a, &census);
+	free(census.process);
 	drop_before(in);
 	a->looks++;
 	in->look_began_usec = began;
@@ -189,7 +255,7 @@ static bool together(const struct analyze *a, enum core_census_scope scope, unsi
 	switch (scope) {
 	case CORE_CENSUS_USER: return p->uid == q->uid;
 	case CORE_CENSUS_CGROUP:
-		return p->cgroup_hash == q->cgroup_hash && strcmp(p->cgroup, q->cgroup) == 0;
+		return p->cgroup_hash == q->cgroup_hash; /* of all of the name: the text is cut */
 	case CORE_CENSUS_LAYOUT: return p->program && p->program == q->program;
 	default: return i == k;
 	}

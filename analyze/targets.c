@@ -6,12 +6,19 @@
  * that asks. Each look asks again, so that with a cgroup or all of them new ones come in.
  * Kernel threads have no memory: named, that is said; else they are left out.
  *
+ * A thread's number stands for its process. Processes that share their memory (vfork, clone
+ * with CLONE_VM) are found with kcmp(2), where the kernel has it and lets us: one of them is
+ * read, the others are named. Whom to ask about is told by where stack and arguments begin,
+ * which nobody moves but an exec.
+ *
  * Replicas are processes that execute the same file and whose command lines begin with
  * the same two words: a guess, good enough for what is marked as an estimate.
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +27,7 @@
 
 #include "analyze/inner.h"
 #include "core/hash.h"
+#include "sys/raw.h"
 #include "sys/sys.h"
 
 #define PF_KTHREAD 0x00200000u
@@ -27,6 +35,8 @@
 #define STAT_STATE 3
 #define STAT_FLAGS 9
 #define STAT_STARTED 22
+#define STAT_START_STACK 28
+#define STAT_ARG_START 48
 #define REPLICA_WORDS 2
 #define CGROUP_DEPTH_MAX 32
 
@@ -55,66 +65,111 @@ struct stat_line {
 	char state;
 	unsigned flags;
 	uint64_t started;
+	uint64_t image; /* of where its stack and arguments begin: another one after exec */
 };
 
 static int read_stat(int pid, struct stat_line *s)
 {
-	char buf[1024];
+	char buf[2048];
 	ssize_t n = read_proc(pid, "stat", buf, sizeof(buf));
-	char *open = strchr(buf, '('), *close = strrchr(buf, ')');
-	char *rest, *field;
+	char *open, *close, *rest, *field;
 
 	if (n < 0)
 		return (int)n;
+	open = strchr(buf, '(');
+	close = strrchr(buf, ')');
 	if (n == 0 || !open || !close || close < open)
 		return -ESRCH;
 	*close = '\0';
 	snprintf(s->name, sizeof(s->name), "%s", open + 1);
 	rest = close + 1;
-	s->started = 0;
-	for (unsigned i = 2; i <= STAT_STARTED && (field = strsep(&rest, " ")); i++) {
+	s->started = s->image = 0;
+	for (unsigned i = 2; i <= STAT_ARG_START && (field = strsep(&rest, " ")); i++) {
 		if (i == STAT_STATE)
 			s->state = *field;
 		else if (i == STAT_FLAGS)
 			s->flags = (unsigned)strtoul(field, NULL, 10);
 		else if (i == STAT_STARTED)
 			s->started = strtoull(field, NULL, 10);
+		else if (i == STAT_START_STACK || i == STAT_ARG_START)
+			s->image = s->image * 0x9e3779b97f4a7c15 + strtoull(field, NULL, 10);
 	}
 	return s->started ? 0 : -EPROTO;
 }
 
-static uint64_t status_number(const char *status, const char *key, unsigned field)
-{
-	const char *s = strstr(status, key);
-	char *end;
-	unsigned long long value = 0;
+/* What is wanted of /proc/PID/status. */
+struct status {
+	int tgid;
+	uid_t uid; /* effective */
+	uint64_t locked_kib, pinned_kib, anon_kib;
+};
 
-	if (!s)
-		return 0;
-	s += strlen(key);
-	for (unsigned i = 0; i < field; i++, s = end)
-		value = strtoull(s, &end, 10);
-	return value;
+static void take_status(struct status *s, const char *line)
+{
+	unsigned long long value;
+	unsigned uid;
+
+	if (sscanf(line, "Tgid: %llu", &value) == 1)
+		s->tgid = (int)value;
+	else if (sscanf(line, "Uid: %*u %u", &uid) == 1)
+		s->uid = uid;
+	else if (sscanf(line, "VmLck: %llu", &value) == 1)
+		s->locked_kib = value;
+	else if (sscanf(line, "VmPin: %llu", &value) == 1)
+		s->pinned_kib = value;
+	else if (sscanf(line, "RssAnon: %llu", &value) == 1)
+		s->anon_kib = value;
 }
 
-/* Of the hierarchy that accounts for memory: its own in v1, the only one in v2. */
+/* By lines, however long: the list of groups may have 65536. */
+static int read_status(int pid, struct status *s)
+{
+	char path[64];
+	char *line = NULL;
+	size_t room = 0;
+	FILE *f;
+
+	memset(s, 0, sizeof(*s));
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return -errno;
+	while (getline(&line, &room, f) > 0)
+		take_status(s, line);
+	free(line);
+	fclose(f);
+	return s->tgid > 0 ? 0 : -ESRCH;
+}
+
+/*
+ * Of the hierarchy that accounts for memory: its own in v1, the only one in v2. The hash is
+ * of all of the path, which is shown cut.
+ */
 static void read_cgroup(struct analyze_process *p)
 {
-	char buf[4096];
-	const char *found = NULL;
-	char *line, *rest = buf;
+	char path[64];
+	char *line = NULL;
+	size_t room = 0;
+	bool memory = false;
+	FILE *f;
 
-	if (read_proc(p->pid, "cgroup", buf, sizeof(buf)) <= 0)
-		return;
-	while ((line = strsep(&rest, "\n"))) {
-		if (strncmp(line, "0::", 3) == 0 && !found)
-			found = line + 3;
-		else if (strstr(line, ":memory:"))
-			found = strstr(line, ":memory:") + 8;
-	}
-	if (found)
+	p->cgroup_hash = 0;
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", p->pid);
+	f = fopen(path, "re");
+	while (f && !memory && getline(&line, &room, f) > 0) {
+		const char *found = strstr(line, ":memory:");
+
+		memory = found != NULL;
+		if (!memory && strncmp(line, "0::", 3) != 0)
+			continue;
+		line[strcspn(line, "\n")] = '\0';
+		found = memory ? found + strlen(":memory:") : line + strlen("0::");
+		p->cgroup_hash = core_hash_page(found, strlen(found), 0);
 		snprintf(p->cgroup, sizeof(p->cgroup), "%s", found);
-	p->cgroup_hash = core_hash_page(p->cgroup, strlen(p->cgroup), 0);
+	}
+	free(line);
+	if (f)
+		fclose(f);
 }
 
 static uint64_t program_of(int pid)
@@ -161,25 +216,61 @@ bool analyze_same(const struct analyze_process *p)
 	       s.state != 'X';
 }
 
+bool analyze_alive(int pid)
+{
+	struct stat_line s;
+
+	return read_stat(pid, &s) == 0 && s.state != 'Z' && s.state != 'X';
+}
+
+bool analyze_other_image(const struct analyze_process *p)
+{
+	struct stat_line s;
+
+	return read_stat(p->pid, &s) == 0 && s.started == p->started && s.image != p->image;
+}
+
+int analyze_shares_with(const struct analyze *a, unsigned number)
+{
+	const struct analyze_process *p = &a->process[number];
+
+	for (unsigned i = 0; i < number; i++) {
+		const struct analyze_process *q = &a->process[i];
+
+		if (q->state == ANALYZE_OK && q->image == p->image &&
+		    sys_raw(__NR_kcmp, p->pid, q->pid, KCMP_VM, 0, 0) == 0)
+			return q->pid;
+	}
+	return 0;
+}
+
+/* There, but not to be seen: /proc may be mounted so (hidepid). */
+static bool hidden(int pid)
+{
+	return kill(pid, 0) < 0 && errno == EPERM;
+}
+
 void analyze_identify(struct analyze_process *p)
 {
-	char status[4096];
+	struct status status;
 	struct stat_line s;
 	int err = read_stat(p->pid, &s);
 
-	if (err == 0 && read_proc(p->pid, "status", status, sizeof(status)) <= 0)
-		err = -ESRCH;
+	if (err == 0)
+		err = read_status(p->pid, &status);
 	if (err < 0) {
-		p->state = err == -EACCES || err == -EPERM ? ANALYZE_DENIED : ANALYZE_EXITED;
+		p->state = err == -EACCES || err == -EPERM || hidden(p->pid) ?
+			   ANALYZE_DENIED : ANALYZE_EXITED;
 		p->error = -err;
 		return;
 	}
 	p->started = s.started;
+	p->image = s.image;
 	memcpy(p->command, s.name, sizeof(p->command));
 	p->machine = is_machine(s.name);
-	p->uid = (uid_t)status_number(status, "\nUid:", 2);
-	p->locked_bytes = status_number(status, "\nVmLck:", 1) * 1024;
-	p->pinned_bytes = status_number(status, "\nVmPin:", 1) * 1024;
+	p->uid = status.uid;
+	p->locked_bytes = status.locked_kib * 1024;
+	p->pinned_bytes = status.pinned_kib * 1024;
 	read_cgroup(p);
 	p->program = program_of(p->pid);
 	if (s.flags & PF_KTHREAD || s.state == 'Z' || s.state == 'X' || p->pid == getpid())
@@ -190,9 +281,11 @@ void analyze_identify(struct analyze_process *p)
 
 static int add(struct analyze *a, unsigned *room, int pid, bool named)
 {
-	char status[4096];
+	struct status status;
 	struct stat_line s;
 
+	if (read_status(pid, &status) == 0)
+		pid = status.tgid;
 	for (unsigned i = 0; i < a->processes; i++)
 		if (a->process[i].pid == pid)
 			return 0;
@@ -210,9 +303,7 @@ static int add(struct analyze *a, unsigned *room, int pid, bool named)
 		*room = more;
 	}
 	a->process[a->processes++] = (struct analyze_process){ .pid = pid };
-	if (read_proc(pid, "status", status, sizeof(status)) > 0)
-		a->inner->pages_expected +=
-			status_number(status, "\nRssAnon:", 1) * 1024 / sys_page_bytes();
+	a->inner->pages_expected += status.anon_kib * 1024 / sys_page_bytes();
 	return 0;
 }
 

@@ -109,6 +109,12 @@ static bool more_looks(const struct choice *c, const struct analyze *a)
 	return !interrupts;
 }
 
+/* Is the page, which must stay alone, on standard output? */
+static bool to_stdout(const struct choice *c)
+{
+	return c->html && strcmp(c->html, "-") == 0;
+}
+
 static int look_on(const struct choice *c, struct analyze *a, struct progress *p)
 {
 	int err;
@@ -116,19 +122,24 @@ static int look_on(const struct choice *c, struct analyze *a, struct progress *p
 	do {
 		err = analyze_look(a);
 		end_progress(p);
+		if (err == -ENODATA) {
+			if (!interrupts)
+				cli_error("nobody is left to look at: the watch ends");
+			return 0;
+		}
 		if (!err)
 			err = analyze_moment(a);
 		if (err)
 			return err;
 		if (c->watch_sec && !c->json) {
-			cli_analyze_text_look(a);
+			cli_analyze_text_look(a, to_stdout(c) ? stderr : stdout);
 			fflush(stdout);
 		}
 	} while (more_looks(c, a));
 	return analyze_finish(a);
 }
 
-static int report(const struct choice *c, const struct analyze *a)
+static int report(const struct choice *c, const struct analyze *a, struct cli_analyze_page *page)
 {
 	struct json_object *o;
 	int err = 0;
@@ -141,11 +152,12 @@ static int report(const struct choice *c, const struct analyze *a)
 	if (c->json)
 		cli_json_print(o);
 	if (c->html)
-		err = cli_analyze_html(o, c->html);
+		err = cli_analyze_page_close(page, o);
 	if (err < 0)
 		cli_error("cannot write %s: %s", c->html, strerror(-err));
 	else if (c->html && !c->json)
-		printf("%s: %u processes, %.1f MiB of private memory, %.1f MiB to save\n", c->html,
+		fprintf(to_stdout(c) ? stderr : stdout, "%s: %u processes, %.1f MiB of private memory, %.1f MiB to save\n",
+		       c->html,
 		       a->groups[CORE_CENSUS_PROCESS],
 		       cli_pages_mib(a->moment[a->moments - 1].pages + a->moment[a->moments - 1].zero),
 		       analyze_net_bytes(a, &a->answer[CORE_CENSUS_ALL]) / (1024.0 * 1024.0));
@@ -179,22 +191,29 @@ static int analyze(const struct choice *c)
 		.progress = on_progress,
 		.progress_arg = &progress,
 	};
+	struct cli_analyze_page page = { 0 };
 	int status = CLI_FAILED;
 	int err;
 
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
+	err = c->html ? cli_analyze_page_open(&page, c->html) : 0;
+	if (err < 0) {
+		cli_error("cannot write %s: %s", c->html, strerror(-err));
+		return CLI_FAILED;
+	}
 	err = analyze_new(&a, &options);
 	if (!err)
 		err = look_on(c, &a, &progress);
 	if (err < 0) {
 		explain(c, err);
-	} else if (report(c, &a) == 0) {
+	} else if (report(c, &a, &page) == 0) {
 		status = a.groups[CORE_CENSUS_PROCESS] ? CLI_DONE : CLI_FAILED;
 		if (status == CLI_FAILED)
 			cli_error("no process could be read%s", geteuid() ?
 				  "; root may read everybody's, others their own" : "");
 	}
+	cli_analyze_page_close(&page, NULL); /* unless it has been written */
 	analyze_free(&a);
 	return cli_finish(status);
 }
@@ -221,6 +240,8 @@ static int check(const struct choice *c)
 	if (c->all && (c->cgroup || c->pids))
 		return cli_usage_error("analyze", "--all and %s were both given",
 				       c->cgroup ? "--cgroup" : "processes");
+	if (c->cgroup && !*c->cgroup)
+		return cli_usage_error("analyze", "--cgroup wants a name");
 	if (c->json && c->html)
 		return cli_usage_error("analyze", "--json and --html were both given");
 	if (c->looks && !c->watch_sec)

@@ -17,13 +17,22 @@
 
 void cli_analyze_text(const struct analyze *a);
 /* One line for the look that was made last. */
-void cli_analyze_text_look(const struct analyze *a);
-/* Why this process is not in the figures; NULL: it is. */
-const char *cli_analyze_why(const struct analyze_process *p);
+void cli_analyze_text_look(const struct analyze *a, FILE *out);
+/* Why this process is not in the figures, perhaps in the buffer; NULL: it is. */
+#define CLI_ANALYZE_WHY_BYTES 64
+const char *cli_analyze_why(const struct analyze_process *p, char *buf);
 struct json_object *cli_analyze_json(const struct analyze *a);
 /* Was the plotting library there when samepage was built? */
 bool cli_analyze_can_html(void);
-/* 0 or -errno. */
-int cli_analyze_html(struct json_object *report, const char *path);
+/* A page that is being written: zeros, or opened. */
+struct cli_analyze_page {
+	FILE *out;
+	char *path;
+	char *part; /* name of the file until it is whole */
+};
+/* 0 or -errno; "-" is standard output. */
+int cli_analyze_page_open(struct cli_analyze_page *page, const char *path);
+/* Writes the report and puts the page in its place; NULL: nothing comes of it. */
+int cli_analyze_page_close(struct cli_analyze_page *page, struct json_object *report);
 
 #endif

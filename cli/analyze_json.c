@@ -103,17 +103,18 @@ static struct json_object *process_json(const struct analyze *a, unsigned i)
 	static const char *const states[] = {
 		[ANALYZE_OK] = "read", [ANALYZE_EXITED] = "exited", [ANALYZE_DENIED] = "denied",
 		[ANALYZE_NO_MEMORY] = "no_memory", [ANALYZE_FAILED] = "failed",
-		[ANALYZE_NOT_READ] = "not_read",
+		[ANALYZE_NOT_READ] = "not_read", [ANALYZE_SHARES] = "shares_memory",
 	};
 	const struct analyze_process *p = &a->process[i];
 	struct json_object *o = json_object_new_object();
+	char why[CLI_ANALYZE_WHY_BYTES];
 
 	json_object_object_add(o, "pid", json_object_new_int(p->pid));
 	json_object_object_add(o, "uid", json_object_new_int64(p->uid));
 	cli_json_str(o, "command", p->command);
 	cli_json_str(o, "cgroup", p->cgroup);
 	cli_json_str(o, "state", states[p->state]);
-	cli_json_str(o, "why", cli_analyze_why(p));
+	cli_json_str(o, "why", cli_analyze_why(p, why));
 	if (p->state != ANALYZE_OK)
 		return o;
 	add_counts(o, p);

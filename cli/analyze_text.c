@@ -2,6 +2,7 @@
 /*
  * The report for people. What is an estimate says so; what was not read is named.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -341,7 +342,7 @@ static void print_obstacles(const struct analyze *a, const struct totals *t)
 		       (long long)a->ksm_sharing + (long long)a->ksm_shared, (long long)a->ksm_shared);
 }
 
-const char *cli_analyze_why(const struct analyze_process *p)
+const char *cli_analyze_why(const struct analyze_process *p, char *buf)
 {
 	switch (p->state) {
 	case ANALYZE_OK: return NULL;
@@ -349,7 +350,12 @@ const char *cli_analyze_why(const struct analyze_process *p)
 	case ANALYZE_DENIED: return "may not be read";
 	case ANALYZE_NO_MEMORY: return "has no memory that could be read";
 	case ANALYZE_NOT_READ: return "interrupted before it was read";
-	case ANALYZE_FAILED: break;
+	case ANALYZE_SHARES:
+		snprintf(buf, CLI_ANALYZE_WHY_BYTES, "shares the memory of %d", p->shares_pid);
+		return buf;
+	case ANALYZE_FAILED:
+		if (p->error == EAGAIN)
+			return "began other programs while it was read";
 	}
 	return strerror(p->error);
 }
@@ -357,7 +363,7 @@ const char *cli_analyze_why(const struct analyze_process *p)
 static void print_not_read(const struct analyze *a)
 {
 	unsigned shown = 0, denied = 0;
-	char clean[ANALYZE_COMMAND_BYTES];
+	char clean[ANALYZE_COMMAND_BYTES], why[CLI_ANALYZE_WHY_BYTES];
 
 	for (unsigned i = 0; i < a->processes; i++) {
 		const struct analyze_process *p = &a->process[i];
@@ -369,7 +375,7 @@ static void print_not_read(const struct analyze *a)
 		if (shown++ == 0)
 			puts("\nNot read");
 		printf("  %d %s: %s\n", p->pid, cli_clean(p->command, clean, sizeof(clean)),
-		       cli_analyze_why(p));
+		       cli_analyze_why(p, why));
 	}
 	if (denied > PAIRS_SHOWN)
 		printf("  and %u more that may not be read\n", denied - PAIRS_SHOWN);
@@ -389,17 +395,17 @@ static void print_lasting(const struct analyze *a)
 	       cli_pages_mib(m->saved_lasted));
 }
 
-void cli_analyze_text_look(const struct analyze *a)
+void cli_analyze_text_look(const struct analyze *a, FILE *out)
 {
 	const struct analyze_moment *m = &a->moment[a->moments - 1];
 
-	printf("look %u at %.1f s: %llu processes, %.1f MiB, to save %.1f MiB", a->looks,
+	fprintf(out, "look %u at %.1f s: %llu processes, %.1f MiB, to save %.1f MiB", a->looks,
 	       (double)m->at_usec / 1e6, (unsigned long long)m->processes, cli_pages_mib(m->pages),
 	       cli_pages_mib(m->saved));
 	if (a->looks > 1)
-		printf("; %.1f MiB by pages unchanged since the look before, %.1f since the first",
+		fprintf(out, "; %.1f MiB by pages unchanged since the look before, %.1f since the first",
 		       cli_pages_mib(m->saved_stayed), cli_pages_mib(m->saved_lasted));
-	putchar('\n');
+	fputc('\n', out);
 }
 
 void cli_analyze_text(const struct analyze *a)

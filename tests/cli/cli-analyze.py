@@ -8,6 +8,7 @@ process that exits or denies access for an error of its own; or print a report t
 not keep to its schema, or a page that no browser shows.
 """
 import atexit
+import ctypes
 import json
 import os
 import re
@@ -35,9 +36,16 @@ class Skip(Exception):
     pass
 
 
+def random_addresses():
+    """For a child: also where the tests themselves run without, as sanitizers want it."""
+    libc = ctypes.CDLL(None)
+    libc.personality(libc.personality(0xffffffff) & ~0x0040000)  # ADDR_NO_RANDOMIZE
+
+
 def known(*words, program=KNOWN, **options):
     """Starts a process with such memory; its number."""
-    p = subprocess.Popen([program, *words, "its-number"], stdout=subprocess.PIPE, env={}, **options)
+    p = subprocess.Popen([program, *words, "its-number"], stdout=subprocess.PIPE, env={},
+                         preexec_fn=random_addresses, **options)
     running.append(p)
     assert p.stdout.readline() == b"ready\n"
     return p
@@ -54,7 +62,7 @@ def end(*processes):
 def samepage(*words, status=0, **options):
     r = subprocess.run([SAMEPAGE, "analyze", *map(str, words)], stdin=subprocess.DEVNULL,
                        capture_output=True, text=True, timeout=240, **options)
-    assert r.returncode == status, (r.returncode, r.stdout[-2000:], r.stderr)
+    assert status is None or r.returncode == status, (r.returncode, r.stdout[-2000:], r.stderr)
     return r
 
 
@@ -64,6 +72,10 @@ def report(*words, status=0, **options):
 
 def pids(processes):
     return [p.pid for p in processes]
+
+
+def pids_of(o):
+    return [p["pid"] for p in o["processes"]]
 
 
 def of(o, pid):
@@ -245,6 +257,8 @@ def _():
 
 @test("pages that differ in an address only: in the way, and saved by one layout")
 def _():
+    if open("/proc/sys/kernel/randomize_va_space", encoding="ascii").read().strip() == "0":
+        raise Skip("addresses are not random here")
     a, b = known("a20", "u5"), known("a20", "u5")
     o = report(a.pid, b.pid)
     assert o["kinds"]["anonymous"]["almost"] == 40, o["kinds"]["anonymous"]
@@ -453,7 +467,61 @@ def _():
     for _i in range(10):
         o = report(a.pid, b.pid)
         assert of(o, a.pid)["state"] == "read", of(o, a.pid)
-        assert o["scopes"]["all"]["saved"] >= 30, o["scopes"]["all"]
+        assert o["scopes"]["all"]["saved"] == 30, o["scopes"]["all"]
+
+
+@test("mappings that split and grow together while they are listed count once")
+def _():
+    a = known("u6000", "split")
+    for n in 1, 4:
+        for _i in range(8):
+            o = report("--threads", n, a.pid)
+            assert o["scopes"]["all"]["saved"] == 0, o["scopes"]["all"]
+            assert o["kinds"]["anonymous"]["pages"] <= 6000, o["kinds"]["anonymous"]
+
+
+@test("memory that several numbers share is read once: a thread's, a vfork child's")
+def _():
+    a = known("u50", "thread")
+    thread = int(a.stdout.readline())
+    if not thread:
+        raise Skip("not on this processor")
+    o = report(a.pid, thread)
+    assert pids_of(o) == [a.pid] and o["kinds"]["anonymous"]["pages"] == 50, o["processes"]
+    assert pids_of(report(thread)) == [a.pid]
+    end()
+    a = known("u50", "vm", "locked")
+    child = int(a.stdout.readline())
+    try:
+        o = report(a.pid, child)
+        why = f"shares the memory of {a.pid}"
+        assert of(o, child)["state"] == "shares_memory" and of(o, child)["why"] == why, o["processes"]
+        assert o["scopes"]["all"]["saved"] == 0 and o["kinds"]["anonymous"]["pages"] == 50, o["scopes"]
+        assert o["pages"]["locked_bytes"] == 50 * PAGE, o["pages"]
+        assert why in samepage(a.pid, child).stdout
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@test("a process that begins another program while it is read is read then")
+def _():
+    # so many pages that it is read several times as fast as it begins anew, also with sanitizers
+    seconds = report("--threads", 1, known("u3000").pid)["read_seconds"]
+    pages = max(50, min(3000, int(3000 * 0.006 / seconds)))
+    p = subprocess.Popen([KNOWN, f"u{pages}", "exec", "its-number"], stdout=subprocess.PIPE, env={})
+    running.append(p)
+    time.sleep(0.1)
+    states = [of(report("--threads", 1, p.pid, status=None), p.pid)["state"] for _i in range(40)]
+    assert states.count("read") >= 36, (pages, states)
+
+
+@test("guard pages are not swap")
+def _():
+    a = known("g500", "u50")
+    with open(f"/proc/{a.pid}/status", encoding="utf-8") as f:
+        swap = int(re.search(r"VmSwap:\s+(\d+)", f.read())[1]) * 1024 // PAGE
+    o = report(a.pid)
+    assert of(o, a.pid)["swapped"] <= swap and o["kinds"]["anonymous"]["pages"] == 50, o["processes"]
 
 
 @test("access that is denied is a line in the report; denied everywhere: status 1")
@@ -521,6 +589,16 @@ def _():
         assert name.endswith("/one"), name
         o = report("--cgroup", os.path.dirname(name))
         assert {p["pid"] for p in o["processes"]} == {a.pid, b.pid}, o["processes"]
+        long = "x" * 130
+        for path in (f"{top}/{long}", f"{top}/{long}/{long}", f"{top}/{long}/{long}/a", f"{top}/{long}/{long}/b"):
+            os.mkdir(path)
+            made.append(path)
+        for path, p in ((made[-2], a), (made[-1], b)):
+            with open(path + "/cgroup.procs", "w", encoding="ascii") as f:
+                f.write(str(p.pid))
+        o = report(a.pid, b.pid)  # names that differ behind what is shown of them
+        assert o["scopes"]["cgroup"]["groups"] == 2 and o["scopes"]["cgroup"]["saved"] == 0, o["scopes"]
+        r = samepage("--cgroup", "", status=2)
         r = samepage("--cgroup", "/no/such/cgroup", status=1)
         assert "cannot read cgroup" in r.stderr and c.pid
     finally:
@@ -588,6 +666,60 @@ def _():
     assert last["pages"] - last["stayed"] == 0, o["course"]
     # its stack may have changed, too
     assert 50 <= last["pages"] - last["lasted"] <= 52, o["course"]
+
+
+def watch_until_gone(p, *words):
+    """Ends the process after the first look; the report."""
+    w = subprocess.Popen([SAMEPAGE, "analyze", "--watch", "1", *words], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    assert w.stdout.readline().startswith("look 1 ")
+    end(p)
+    return w
+
+
+@test("--watch ends when nobody is left, with what the last look found")
+def _():
+    a = known("d0:512", "d0:512")
+    w = watch_until_gone(a, str(a.pid))
+    out, err = w.communicate(timeout=60)
+    assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+    assert re.search(r"^everybody +1 +2\.0 ", out, re.M), out
+    top = f"{cgroup_root()}/samepage-watch-{os.getpid()}"
+    try:
+        os.mkdir(top)
+    except OSError as e:
+        raise Skip(f"cannot make cgroups: {e}") from e
+    try:
+        a = known("d0:512", "d0:512")
+        with open(top + "/cgroup.procs", "w", encoding="ascii") as f:
+            f.write(str(a.pid))
+        w = watch_until_gone(a, "--cgroup", top)
+    finally:
+        end()
+        for _i in range(50):
+            try:
+                os.rmdir(top)
+                break
+            except OSError:
+                time.sleep(0.02)
+    out, err = w.communicate(timeout=60)
+    assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+    assert re.search(r"^everybody +1 +2\.0 ", out, re.M), out
+
+
+@test("--watch: who ends while it is read takes nothing of the look before along")
+def _():
+    a = known("d0:30000", "d0:30000")
+    for attempt in range(8):
+        w = subprocess.Popen([SAMEPAGE, "analyze", "--threads", "1", "--watch", "1", str(a.pid)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert w.stdout.readline().startswith("look 1 ")
+        time.sleep(0.98 + attempt * 0.02)
+        end(a)
+        out, err = w.communicate(timeout=60)
+        assert w.returncode == 0 and "nobody is left" in err, (w.returncode, err)
+        assert re.search(r"^everybody +1 +117\.2 ", out, re.M), out
+        a = known("d0:30000", "d0:30000")
 
 
 @test("Ctrl-C in a single look: what was read so far")
@@ -680,7 +812,20 @@ def _():
     if os.environ["PLOTS"] != "1":
         raise Skip("built without Chart.js")
     a = known("u1")
-    assert "cannot write" in samepage("--html", "/no/such/folder/x", a.pid, status=1).stderr
+    r = samepage("--html", "/no/such/folder/x", "--watch", 3600, a.pid, status=1)
+    assert "cannot write" in r.stderr and "look 1" not in r.stdout, r
+    page = os.path.join(tmp, "old.html")
+    with open(page, "w", encoding="ascii") as f:
+        f.write("old")
+    os.chmod(page, 0o640)
+    samepage("--html", page, "--cgroup", "/no/such/cgroup", status=1)
+    assert open(page, encoding="ascii").read() == "old"
+    samepage("--html", page, a.pid)
+    assert open(page, encoding="utf-8").read().startswith("<!") and os.stat(page).st_mode & 0o777 == 0o640
+    assert [n for n in os.listdir(tmp) if n.startswith("old.html")] == ["old.html"]
+    r = samepage("--html", "-", "--watch", 1, "--looks", 2, a.pid)
+    assert r.stdout.startswith("<!") and r.stdout.rstrip().endswith("</html>"), r.stdout[-200:]
+    assert "look 2 " in r.stderr and "-: 1 processes" in r.stderr, r.stderr
     if os.path.exists("/dev/full"):
         assert "cannot write" in samepage("--html", "/dev/full", a.pid, status=1).stderr
 

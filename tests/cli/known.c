@@ -10,16 +10,21 @@
  *   zN    N pages that were written and are full of zeros
  *   rN    N pages that were only read: the kernel's zero page
  *   hN    N pages that were never touched
+ *   gN    N pages that are guards (Linux 6.13; else never touched)
  *   sN    N pages that are shared with a child by fork (equal in all processes as well)
  *
  * and flags of the mapping: mergeable, executable, locked, huge; patched: one page of the
  * program's text is its own; file: one page of a private file mapping is; churn: go on
- * mapping and unmapping memory for ever.
+ * mapping and unmapping memory for ever, each page with contents of its own; split: go on
+ * changing the protection of every second stretch of 30 pages, so that mappings split and
+ * grow together again; exec: begin anew every 30 ms, without a word; thread, vm: its number is printed, a thread is there or a process
+ * with the same memory.
  *
  * The last argument, "its-number", is written over. Prints "ready", then "changed" each
  * time that it has changed, and ends when killed.
  */
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -97,6 +102,7 @@ static void add(char *at, const char *s, uint64_t pid, uint64_t round)
 			break;
 		case 'z': page[0] = 1; page[0] = 0; break;
 		case 'r': (void)page[0]; break;
+		case 'g': sys_raw(__NR_madvise, page, PAGE, 102 /* MADV_GUARD_INSTALL */); break;
 		default: break;
 		}
 	}
@@ -152,10 +158,17 @@ static void churn(void)
 		char *at = map(1024 * PAGE, PROT_READ | PROT_WRITE, MAP_ANONYMOUS, -1);
 
 		for (uint64_t k = 0; k < 1024; k++)
-			at[k * PAGE] = (char)(i + k);
+			*(volatile uint64_t *)(at + k * PAGE) = mix(i * 1024 + k + 1) | 1ull << 63;
 		sys_raw(__NR_madvise, at + i % 512 * PAGE, 256 * PAGE, MADV_DONTNEED);
 		sys_raw(__NR_munmap, at, 1024 * PAGE);
 	}
+}
+
+static void split(char *at, uint64_t bytes)
+{
+	for (int prot = PROT_READ;; prot ^= PROT_WRITE)
+		for (uint64_t i = 0; i < bytes; i += 60 * PAGE)
+			sys_raw(__NR_mprotect, at + i, bytes - i < 30 * PAGE ? bytes - i : 30 * PAGE, prot);
 }
 
 static void say(const char *text, uint64_t bytes)
@@ -168,6 +181,45 @@ static void child(void)
 	sys_raw(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	for (;;)
 		sys_raw(__NR_ppoll, 0, 0, 0, 0, 8);
+}
+
+static void print_number(uint64_t n)
+{
+	char text[21];
+	unsigned at = sizeof(text);
+
+	text[--at] = '\n';
+	for (; n; n /= 10)
+		text[--at] = (char)('0' + n % 10);
+	say(text + at, sizeof(text) - at);
+}
+
+/* Its stack is the parent's, where it returns to nothing: one call, for ever. */
+static void share(uint64_t flags)
+{
+	static char stack[PAGE] __attribute__((aligned(16)));
+	long n;
+
+#if defined(__x86_64__)
+	__asm__ volatile("syscall\n test %%rax, %%rax\n jnz 1f\n"
+			 "0: mov $34, %%eax\n syscall\n jmp 0b\n1:" /* pause */
+			 : "=a"(n)
+			 : "a"(__NR_clone), "D"(flags), "S"(stack + sizeof(stack)), "d"(0)
+			 : "rcx", "r11", "r10", "r8", "memory");
+	print_number((uint64_t)n);
+#else
+	(void)flags, (void)stack, (void)n;
+	say("0\n", 2);
+#endif
+}
+
+static void again(char **argv)
+{
+	int64_t pause[2] = { 0, 30000000 };
+	char *none = 0;
+
+	sys_raw(__NR_nanosleep, pause, 0);
+	sys_raw(__NR_execve, "/proc/self/exe", argv - 1, &none);
 }
 
 static void run(char **argv)
@@ -197,9 +249,17 @@ static void run(char **argv)
 	for (char **a = argv; *a; a++)
 		if (is_pages(*a) && **a == 's' && sys_raw(__NR_clone, SIGCHLD, 0, 0, 0, 0) == 0)
 			child();
+	if (has(argv, "exec"))
+		again(argv);
 	say("ready\n", 6);
+	if (has(argv, "thread"))
+		share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD);
+	if (has(argv, "vm"))
+		share(CLONE_VM);
 	if (has(argv, "churn"))
 		churn();
+	if (has(argv, "split"))
+		split(at, bytes);
 	for (;;) {
 		sys_raw(__NR_rt_sigtimedwait, &usr1, 0, 0, 8);
 		add_all(at, argv, ++round);
