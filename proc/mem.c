@@ -31,7 +31,7 @@ static _Atomic uint64_t sets_bytes; /* read without the lock */
 static void (*before_pass)(void);
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
-#define EXCLUDED_FEW 16
+#define EXCLUDED_FEW 9
 #define EXCLUDED_MAX 256
 struct excluded {
 	uint64_t start, end;

@@ -27,7 +27,7 @@
 #endif
 
 #define ANCHORS 64u
-#define ANCHORS_FEW 4u
+#define ANCHORS_FEW 2u
 #define FAR_BYTES (1ull << 30)
 
 struct anchor {
