@@ -57,37 +57,16 @@ static int collect_by_query(struct collect *c, int fd)
 	uint64_t at = c->start;
 
 	while (at < c->end && c->n < BATCH) {
-		char name[sizeof(((struct sys_vma *)0)->name)] = "";
-		struct sys_procmap_query q = {
-			.size = sizeof(q),
-			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA |
-				       SYS_PROCMAP_QUERY_FILE_BACKED_VMA,
-			.query_addr = at,
-			.vma_name_addr = (uintptr_t)name,
-			.vma_name_size = sizeof(name),
-		};
 		struct sys_vma vma;
-		int err = sys->procmap_query(fd, &q);
+		int err = sys_vma_query(fd, at,
+					SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA |
+						SYS_PROCMAP_QUERY_FILE_BACKED_VMA,
+					&vma);
 
-		if (err == -ENAMETOOLONG) {
-			/* A longer path than ours. */
-			q.vma_name_addr = q.vma_name_size = 0;
-			name[0] = '\0';
-			err = sys->procmap_query(fd, &q);
-		}
 		if (err == -ENOENT)
 			return 0;
 		if (err < 0)
 			return err;
-		vma = (struct sys_vma){
-			.start = q.vma_start,
-			.end = q.vma_end,
-			.shared = q.vma_flags & SYS_PROCMAP_QUERY_VMA_SHARED,
-			.prot = (q.vma_flags & SYS_PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
-				(q.vma_flags & SYS_PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
-				(q.vma_flags & SYS_PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0),
-		};
-		memcpy(vma.name, name, sizeof(name));
 		if (collect_one(&vma, c))
 			return 0;
 		at = vma.end;

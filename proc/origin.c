@@ -74,29 +74,17 @@ static void drop_unused(void)
 static bool any_merged(uint64_t start, uint64_t end, int maps_fd)
 {
 	while (start < end) {
-		char name[sizeof(((struct sys_vma *)0)->name)] = "";
-		struct sys_procmap_query q = {
-			.size = sizeof(q),
-			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA |
-				       SYS_PROCMAP_QUERY_FILE_BACKED_VMA,
-			.query_addr = start,
-			.vma_name_addr = (uintptr_t)name,
-			.vma_name_size = sizeof(name),
-		};
-		int err = sys->procmap_query(maps_fd, &q);
+		struct sys_vma vma;
+		int err = sys_vma_query(maps_fd, start,
+					SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA |
+						SYS_PROCMAP_QUERY_FILE_BACKED_VMA,
+					&vma);
 
 		if (err == -ENOENT)
 			return false;
-		if (err == -ENAMETOOLONG) { /* a longer name than any of ours */
-			q.vma_name_addr = q.vma_name_size = 0;
-			name[0] = '\0';
-			err = sys->procmap_query(maps_fd, &q);
-		}
-		if (err < 0)
+		if (err < 0 || (vma.start < end && proc_vma_is_run(&vma)))
 			return true;
-		if (q.vma_start < end && proc_mem_is_store_name(name))
-			return true;
-		start = q.vma_end;
+		start = vma.end;
 	}
 	return false;
 }

@@ -352,62 +352,26 @@ static int each_vma(const struct sys_vma *v, void *arg)
 
 /* --- from mapping to mapping -------------------------------------------------- */
 
-static void vma_from_query(const struct sys_procmap_query *q, const struct proc_mem_flags *known,
-			   struct sys_vma *v)
-{
-	bool no_file = q->inode == 0 && q->dev_major == 0 && q->dev_minor == 0;
-
-	v->start = q->vma_start;
-	v->end = q->vma_end;
-	v->offset = q->vma_offset;
-	v->inode = q->inode;
-	v->dev_major = q->dev_major;
-	v->dev_minor = q->dev_minor;
-	v->prot = (q->vma_flags & SYS_PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
-		  (q->vma_flags & SYS_PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
-		  (q->vma_flags & SYS_PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
-	v->shared = q->vma_flags & SYS_PROCMAP_QUERY_VMA_SHARED;
-	v->stack = no_file && strncmp(v->name, "[stack", 6) == 0;
-	v->heap = no_file && strcmp(v->name, "[heap]") == 0;
-	v->anonymous = no_file && (!v->name[0] || v->stack || v->heap ||
-				   strncmp(v->name, "[anon:", 6) == 0);
-	v->flags = known->flags;
-	v->pkey = known->pkey;
-}
-
 /* Without smaps: the flags are known, the rest PROCMAP_QUERY tells. False: not so. */
 static bool walk_known(struct pass *p, const struct proc_mem_flags *known)
 {
 	uint64_t at = p->start;
 
 	while (at < p->end) {
-		struct sys_vma v = { 0 };
-		char name[256] = "";
-		struct sys_procmap_query q = {
-			.size = sizeof(q),
-			.query_flags = SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
-			.query_addr = at,
-			.vma_name_addr = (uintptr_t)name,
-			.vma_name_size = sizeof(name),
-		};
-		int err = sys->procmap_query(p->e->maps_fd, &q);
+		struct sys_vma v;
+		int err = sys_vma_query(p->e->maps_fd, at, SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
+					&v);
 
-		if (err == -ENAMETOOLONG) { /* a longer path than any of ours */
-			q.vma_name_addr = q.vma_name_size = 0;
-			name[0] = '/';
-			name[1] = '\0';
-			err = sys->procmap_query(p->e->maps_fd, &q);
-		}
 		if (err == -ENOENT)
 			return true;
 		/* smaps goes on from where we are. */
 		if (err < 0)
 			return false;
-		memcpy(v.name, name, sizeof(v.name) - 1);
-		vma_from_query(&q, known, &v);
+		v.flags = known->flags;
+		v.pkey = known->pkey;
 		if (each_vma(&v, p))
 			return true;
-		at = q.vma_end;
+		at = v.end;
 	}
 	return true;
 }

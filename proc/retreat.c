@@ -196,11 +196,11 @@ static int replace(const struct piece *p, uint64_t start, uint64_t end, uint32_t
 	proc_mem_reapply_odd((uint64_t)at, (uint64_t)at + bytes, odd);
 	/* A mapping that is not readable now was, when it was merged. */
 	err = p->prot & PROT_READ ? 0 :
-		(int)sys_raw(SYS_mprotect, start, bytes, p->prot | PROT_READ);
+		sys->mprotect((void *)start, bytes, p->prot | PROT_READ);
 	if (err == 0)
 		err = fill(start, (uint64_t)at, bytes);
 	if (err == 0 && p->prot != (PROT_READ | PROT_WRITE))
-		err = (int)sys_raw(SYS_mprotect, at, bytes, p->prot);
+		err = sys->mprotect((void *)at, bytes, p->prot);
 	if (err == 0 && p->locked)
 		err = (int)sys_raw(SYS_mlock, at, bytes);
 	if (err == 0) {
@@ -211,7 +211,7 @@ static int replace(const struct piece *p, uint64_t start, uint64_t end, uint32_t
 	if (err == 0)
 		return 0;
 	if (!(p->prot & PROT_READ))
-		sys_raw(SYS_mprotect, start, bytes, p->prot);
+		sys->mprotect((void *)start, bytes, p->prot);
 	sys->munmap((void *)at, bytes);
 	return err == -EFAULT ? -EBUSY : err;
 }

@@ -330,6 +330,40 @@ int sys_smaps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *a
 	return each(pid, "smaps", buf, buf_bytes, fn, arg);
 }
 
+int sys_vma_query(int fd, uint64_t addr, uint64_t query_flags, struct sys_vma *vma)
+{
+	char name[256] = "";
+	struct sys_procmap_query q = {
+		.size = sizeof(q),
+		.query_flags = query_flags,
+		.query_addr = addr,
+		.vma_name_addr = (uintptr_t)name,
+		.vma_name_size = sizeof(name),
+	};
+	int err = sys->procmap_query(fd, &q);
+
+	if (err == -ENAMETOOLONG) {
+		q.vma_name_addr = q.vma_name_size = 0;
+		strcpy(name, "/");
+		err = sys->procmap_query(fd, &q);
+	}
+	if (err < 0)
+		return err;
+	memset(vma, 0, sizeof(*vma));
+	vma->start = q.vma_start;
+	vma->end = q.vma_end;
+	vma->offset = q.vma_offset;
+	vma->inode = q.inode;
+	vma->dev_major = q.dev_major;
+	vma->dev_minor = q.dev_minor;
+	vma->prot = (q.vma_flags & SYS_PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
+		    (q.vma_flags & SYS_PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
+		    (q.vma_flags & SYS_PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
+	vma->shared = q.vma_flags & SYS_PROCMAP_QUERY_VMA_SHARED;
+	take_name(name, vma);
+	return 0;
+}
+
 int64_t sys_map_count(int pid, char *buf, size_t buf_bytes)
 {
 	struct reader r;

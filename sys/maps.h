@@ -55,6 +55,12 @@ typedef int sys_vma_fn(const struct sys_vma *vma, void *arg);
 /* buf: at least 4096 bytes of the caller's. pid 0: this process. 0 or -errno. */
 int sys_maps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
 int sys_smaps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
+/*
+ * One mapping of this process by PROCMAP_QUERY (Linux 6.11) on an open /proc/.../maps: the
+ * one at addr, with SYS_PROCMAP_QUERY_* flags. A name that is too long becomes "/"; what
+ * only smaps tells is 0. 0, -ENOENT (none there), or -errno.
+ */
+int sys_vma_query(int fd, uint64_t addr, uint64_t query_flags, struct sys_vma *vma);
 /* Mappings of a process, or -errno. */
 int64_t sys_map_count(int pid, char *buf, size_t buf_bytes);
 /* Proportional set size from smaps_rollup, or -errno. */

@@ -92,16 +92,6 @@ ssize_t sys_real_pwrite(int fd, const void *buf, size_t bytes, off_t off)
 	return r;
 }
 
-ssize_t sys_real_readlink(const char *path, char *buf, size_t room)
-{
-	return sys_raw(__NR_readlinkat, AT_FDCWD, path, buf, room);
-}
-
-ssize_t sys_real_getdents(int fd, void *buf, size_t room)
-{
-	return sys_raw(__NR_getdents64, fd, buf, room);
-}
-
 /* waiting -------------------------------------------------------------------- */
 
 int sys_real_poll(struct pollfd *fds, unsigned n, int timeout_msec)

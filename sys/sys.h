@@ -105,8 +105,6 @@ struct sys_peer {
 	X(int, unshare_fs, (void), ())                                                             \
 	X(int, mprotect, (void *addr, size_t bytes, int prot), (addr, bytes, prot))                \
 	X(ssize_t, pwrite, (int fd, const void *buf, size_t bytes, off_t off), (fd, buf, bytes, off)) \
-	X(ssize_t, readlink, (const char *path, char *buf, size_t room), (path, buf, room))        \
-	X(ssize_t, getdents, (int fd, void *buf, size_t room), (fd, buf, room)) /* linux_dirent64 */ \
 	/* nonblocking, close-on-exec; room for `pages` buffers if the kernel grants it */        \
 	X(int, pipe, (int fd[2], unsigned pages), (fd, pages)) /* how many it has */               \
 	X(ssize_t, vmsplice, (int fd, const void *addr, size_t bytes), (fd, addr, bytes))

@@ -87,8 +87,6 @@ static inline intptr_t refused_call(enum sys_fault_point point)
 	}
 	case SYS_FAULT_mprotect: return sys->mprotect(BAD_ADDRESS, 1, 0);
 	case SYS_FAULT_pwrite: return sys->pwrite(BAD_FD, &byte, 1, 0);
-	case SYS_FAULT_readlink: return sys->readlink("/nonexistent/link", &byte, 1);
-	case SYS_FAULT_getdents: return sys->getdents(BAD_FD, &byte, 1);
 	case SYS_FAULT_pipe: return sys->pipe(BAD_ADDRESS, 1);
 	case SYS_FAULT_vmsplice: return sys->vmsplice(BAD_FD, &byte, 1);
 	case SYS_FAULT_inode: return sys->inode(-1, &(uint64_t){ 0 });

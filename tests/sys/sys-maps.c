@@ -355,6 +355,36 @@ static void a_small_buffer_reads_the_same(void **state)
 	munmap(at, N * page_bytes);
 }
 
+/* What PROCMAP_QUERY says of each mapping is what its line in maps says. */
+static void one_mapping_by_query(void **state)
+{
+	struct sys_procmap_query q = { .size = sizeof(q), .query_addr = (uintptr_t)small };
+	int fd = sys->open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC, 0);
+	struct sys_vma vma;
+	unsigned n = 0;
+
+	(void)state;
+	assert_true(fd >= 0);
+	if (sys->procmap_query(fd, &q) < 0) {
+		sys->close(fd);
+		skip();
+	}
+	read_both();
+	for (unsigned i = 0; i < first.n; i++) {
+		const struct sys_vma *v = &first.vmas[i];
+
+		/* Not a mapping of this process, though it is listed. */
+		if (strcmp(v->name, "[vsyscall]") == 0)
+			continue;
+		assert_int_equal(sys_vma_query(fd, v->start, 0, &vma), 0);
+		assert_memory_equal(&vma, v, sizeof(vma));
+		n++;
+	}
+	assert_true(n > 5);
+	assert_int_equal(sys_vma_query(fd, 0, 0, &vma), -ENOENT);
+	sys->close(fd);
+}
+
 static int stop_at_third(const struct sys_vma *vma, void *arg)
 {
 	(void)vma;
@@ -569,6 +599,7 @@ int main(void)
 		TEST(a_named_mapping_is_anonymous_still),
 		TEST(a_line_longer_than_the_buffer_is_skipped_safely),
 		TEST(a_small_buffer_reads_the_same),
+		TEST(one_mapping_by_query),
 		TEST(the_callback_ends_the_walk),
 		TEST(refusals),
 		TEST(other_kernels_files_are_understood),
