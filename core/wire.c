@@ -128,6 +128,8 @@ const char *core_wire_op_name(uint32_t op)
 		[CORE_WIRE_OP_UNMERGE] = "unmerge",
 		[CORE_WIRE_OP_STATS] = "stats",
 		[CORE_WIRE_OP_LIST] = "list",
+		[CORE_WIRE_OP_PAUSE] = "pause",
+		[CORE_WIRE_OP_RESUME] = "resume",
 	};
 
 	return op >= CORE_WIRE_OP_LOOK && op <= CORE_WIRE_OP_LAST ? names[op] : "unknown";
@@ -221,7 +223,8 @@ static bool slots_ok(const unsigned char *p)
 
 static bool welcome_ok(const unsigned char *p)
 {
-	return (U32(p, core_wire_welcome, flags) & ~CORE_WIRE_WELCOME_HAS_UFFD) == 0 &&
+	return (U32(p, core_wire_welcome, flags) &
+		~(CORE_WIRE_WELCOME_HAS_UFFD | CORE_WIRE_WELCOME_PAUSED)) == 0 &&
 	       U32(p, core_wire_welcome, reserved) == 0;
 }
 
@@ -249,7 +252,7 @@ static bool payload_ok(uint16_t type, const unsigned char *p)
 	case CORE_WIRE_SUBMIT:
 		return U32(p, core_wire_submit, reserved) == 0;
 	case CORE_WIRE_TAGS:
-		return U32(p, core_wire_tags, reserved) == 0;
+		return (U32(p, core_wire_tags, flags) & ~CORE_WIRE_TAGS_STANDING) == 0;
 	case CORE_WIRE_RESULT:
 		return errno_ok(I32(p, core_wire_result, report.error), true);
 	case CORE_WIRE_CTL:

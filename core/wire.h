@@ -17,10 +17,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/scan.h"
 #include "samepage.h"
 
 #define CORE_WIRE_MAGIC 0x47504d53u /* "SMPG" */
-#define CORE_WIRE_VERSION 1
+#define CORE_WIRE_VERSION 2
 #define CORE_WIRE_BYTES_MAX 16384
 #define CORE_WIRE_FDS_MAX 4
 #define CORE_WIRE_NAME_BYTES 64 /* NUL-terminated domain name or command name */
@@ -82,8 +83,10 @@ struct core_wire_welcome {
 	uint64_t generation;
 	uint32_t broker_pid;
 	uint32_t reserved;
+	struct core_scan_config scan; /* for background scanning; cand's fd holds two tables */
 };
 #define CORE_WIRE_WELCOME_HAS_UFFD 0x1u
+#define CORE_WIRE_WELCOME_PAUSED 0x2u /* this domain's scanners are to rest */
 
 struct core_wire_error {
 	struct core_wire_header h;
@@ -122,17 +125,20 @@ struct core_wire_segment { /* SEGMENT_GET, SEGMENT and OFFER */
 struct core_wire_tags {
 	struct core_wire_header h;
 	uint32_t count;
-	uint32_t reserved;
+	uint32_t flags;
 	uint32_t tag[CORE_WIRE_TAGS_MAX];
 };
+#define CORE_WIRE_TAGS_STANDING 0x1u /* of a scanner, for the second table */
 
 enum core_wire_op {
 	CORE_WIRE_OP_LOOK = 1, /* hash everything, report TAGS, merge nothing */
 	CORE_WIRE_OP_MERGE,    /* merge what is in the store or a candidate twice */
-	CORE_WIRE_OP_UNMERGE,
+	CORE_WIRE_OP_UNMERGE,  /* and the scanner rests, or it would merge again */
 	CORE_WIRE_OP_STATS,
 	CORE_WIRE_OP_LIST, /* control only: sessions, without asking them */
-	CORE_WIRE_OP_LAST = CORE_WIRE_OP_LIST,
+	CORE_WIRE_OP_PAUSE,  /* the scanner rests; what is merged stays */
+	CORE_WIRE_OP_RESUME, /* and goes on */
+	CORE_WIRE_OP_LAST = CORE_WIRE_OP_RESUME,
 };
 
 struct core_wire_request {
@@ -156,6 +162,7 @@ struct core_wire_report {
 	uint64_t zero_pages;     /* ever */
 	struct samepage_result last;  /* this pass, or the last one (STATS) */
 	struct samepage_result total; /* since the client started */
+	struct core_scan_counters scan;
 };
 
 struct core_wire_result {
@@ -201,6 +208,9 @@ struct core_wire_ctl_end {
 	uint64_t submissions_known; /* of them: were in the store already */
 	uint64_t dropped_clients; /* for malformed messages */
 	uint64_t quota_refusals;  /* pages */
+	uint64_t standing;        /* fingerprints in the scanners' tables */
+	uint32_t paused;          /* domains */
+	uint32_t reserved;
 };
 
 /* The part of a packet before its array, and a whole packet of count elements. */

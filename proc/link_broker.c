@@ -394,7 +394,7 @@ static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count
 
 	core_wire_header_init(&m->h, CORE_WIRE_TAGS, (uint32_t)bytes, ++b->seq);
 	m->count = count;
-	m->reserved = 0;
+	m->flags = 0;
 	memcpy(m->tag, tag, count * sizeof(*tag));
 	if (proc_link_broker_send(link, m, bytes) == 0)
 		return 0;

@@ -337,7 +337,7 @@ static void test_fields(void **state)
 	REFUSED(CORE_WIRE_HELLO, 0, p.hello.flags = 2);
 	REFUSED(CORE_WIRE_HELLO, 0, p.hello.reserved = 1);
 	REFUSED(CORE_WIRE_SUBMIT, 4, p.submit.reserved = 1);
-	REFUSED(CORE_WIRE_TAGS, 4, p.tags.reserved = 1);
+	REFUSED(CORE_WIRE_TAGS, 4, p.tags.flags = 2);
 	REFUSED(CORE_WIRE_CTL, 4, p.ctl.reserved = 1);
 	REFUSED(CORE_WIRE_CTL, 4, p.ctl.op = 0);
 	REFUSED(CORE_WIRE_CTL, 4, p.ctl.op = CORE_WIRE_OP_LAST + 1);
