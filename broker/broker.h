@@ -147,6 +147,10 @@ struct broker_session {
 	int offer_fd;           /* -1, or waiting its turn: nothing is read meanwhile */
 	TAILQ_ENTRY(broker_session) offer_link;
 	struct core_wire_report report; /* the last one */
+	uint64_t standing_round;  /* of the scanners' table, and how many it has reported in it */
+	uint64_t standing_tags;
+	uint64_t standing_from;   /* ... and since then: so many at most in a minute */
+	uint64_t standing_taken;
 
 	/* requests of ours (request.c) */
 	bool owes;              /* the one REQUEST under way is unanswered */
@@ -217,6 +221,8 @@ void broker_session_watch(struct broker_session *s);
 size_t broker_client_ring_span(void); /* bytes of a session's mapping of its ring */
 void broker_client_hello(struct broker_session *s, const struct core_wire_hello *hello);
 void broker_client_message(struct broker_session *s, const void *packet, int fd);
+/* It goes: what it reported is of nobody any more. */
+void broker_client_standing_gone(struct broker_session *s);
 /* Adopt what the first in line offers. */
 void broker_client_adopt_one(struct broker *b);
 

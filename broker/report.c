@@ -52,6 +52,7 @@ static void add_domain(struct core_wire_ctl_end *end, const struct broker_domain
 	end->store_bytes += stats.store_bytes;
 	end->index_bytes += stats.index_bytes;
 	end->candidates += stats.candidates;
+	end->standing += stats.standing;
 	end->submissions += stats.submissions;
 	end->submissions_known += stats.submissions_known;
 	end->quota_refusals += stats.quota_refusals;

@@ -44,7 +44,10 @@ struct proc_link {
 	const struct proc_link_ops *ops;
 	bool connected;
 	struct core_index index;
-	struct core_cand cand;
+	struct core_cand cand;     /* of rounds */
+	struct core_cand standing; /* of scanners */
+	struct core_scan_config scan; /* what the broker says; all 0 without one */
+	bool paused;                  /* ... and that scanners are to rest, when we joined */
 	uint8_t *ring; /* PROC_RING_PAGES pages */
 	int poll_fd;   /* readable when the broker wants something, or -1 */
 	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */

@@ -256,7 +256,9 @@ static int link_wake(struct proc_link *link)
 		return -ENOMEM;
 	if (core_index_attach(&link->index, b->index.map, b->index.bytes,
 			      (uint32_t)sys_page_bytes()) < 0 ||
-	    core_cand_attach(&link->cand, b->cand.map, b->cand.bytes) < 0)
+	    core_cand_attach(&link->cand, b->cand.map, b->cand.bytes / 2) < 0 ||
+	    core_cand_attach(&link->standing, (uint8_t *)b->cand.map + b->cand.bytes / 2,
+			     b->cand.bytes / 2) < 0)
 		return -EPROTO;
 	link->ring = b->ring.map;
 	return 0;
@@ -278,10 +280,10 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 	const struct core_wire_welcome *w = (const void *)b->room->in;
 	struct shared *const to[] = { &b->index, &b->cand, &b->ring };
 
-	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES)
+	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES || w->cand_bytes > SIZE_MAX / 2)
 		return -EPROTO;
 	b->index.bytes = w->index_bytes;
-	b->cand.bytes = w->cand_bytes;
+	b->cand.bytes = 2 * w->cand_bytes;
 	b->ring.bytes = PROC_RING_PAGES * sys_page_bytes();
 	for (unsigned i = 0; i < 3; i++) {
 		to[i]->fd = fds[i];
@@ -291,6 +293,8 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 		b->link.uffd_dev = fds[3];
 		fds[3] = -1;
 	}
+	b->link.scan = w->scan;
+	b->link.paused = w->flags & CORE_WIRE_WELCOME_PAUSED;
 	return link_wake(&b->link);
 }
 
@@ -386,7 +390,7 @@ static int link_segment(struct proc_link *link, uint32_t segment)
 	return -ENOTCONN;
 }
 
-static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
+static int send_tags(struct proc_link *link, const uint32_t *tag, unsigned count, uint32_t flags)
 {
 	struct broker_link *b = of(link);
 	struct core_wire_tags *m = &b->room->out.tags;
@@ -394,12 +398,22 @@ static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count
 
 	core_wire_header_init(&m->h, CORE_WIRE_TAGS, (uint32_t)bytes, ++b->seq);
 	m->count = count;
-	m->flags = 0;
+	m->flags = flags;
 	memcpy(m->tag, tag, count * sizeof(*tag));
 	if (proc_link_broker_send(link, m, bytes) == 0)
 		return 0;
 	link->connected = false;
 	return -ENOTCONN;
+}
+
+static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	return send_tags(link, tag, count, 0);
+}
+
+static int link_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	return send_tags(link, tag, count, CORE_WIRE_TAGS_STANDING);
 }
 
 int proc_link_broker_offer(struct proc_link *link, int fd)
@@ -439,6 +453,7 @@ static const struct proc_link_ops broker_ops = {
 	.submit = link_submit,
 	.segment = link_segment,
 	.tags = link_tags,
+	.tags_standing = link_tags_standing,
 	.rest = link_rest,
 	.wake = link_wake,
 	.forget = link_forget,
