@@ -40,14 +40,15 @@
 #define PROC_STORE_PREFIX "/memfd:samepage-store"
 
 /* How the engine reaches the store; the fields are filled in by connect(). */
+#define PROC_LINK_BYTES 400 /* of a broker's: room in the library's one page of data */
 struct proc_link {
 	const struct proc_link_ops *ops;
 	bool connected;
+	bool paused; /* scanners were to rest here when we joined */
 	struct core_index index;
 	struct core_cand cand;     /* of rounds */
 	struct core_cand standing; /* of scanners */
 	struct core_scan_config scan; /* what the broker says; all 0 without one */
-	bool paused;                  /* ... and that scanners are to rest, when we joined */
 	uint8_t *ring; /* PROC_RING_PAGES pages */
 	int poll_fd;   /* readable when the broker wants something, or -1 */
 	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */
