@@ -57,6 +57,7 @@ struct broker_config {
 	uint32_t domains_per_uid_max;
 	int64_t socket_gid;        /* -1: the socket is for everybody */
 	int64_t lend_gid;          /* BROKER_LEND_*, or a group */
+	struct core_scan_config scan; /* for clients */
 	int listen_fd; /* -1, or from the service manager */
 	int ready_fd;  /* -1, or to be told */
 	bool on_demand;
@@ -74,11 +75,19 @@ struct broker_op;
 TAILQ_HEAD(broker_target_list, broker_target);
 TAILQ_HEAD(broker_part_list, broker_part);
 
+/* Of a user, for the scanners in all of the user's processes (pause.c). */
+enum broker_word {
+	BROKER_WORD_NONE,
+	BROKER_WORD_PAUSE,
+	BROKER_WORD_RESUME,
+};
+
 /* What a user has in all domains together; lives as long as one of them (quota.c). */
 struct broker_user {
 	TAILQ_ENTRY(broker_user) link;
 	uid_t uid;
 	uint32_t domains;
+	enum broker_word word;
 	uint64_t slots;
 	uint64_t fds;
 };
@@ -179,6 +188,7 @@ struct broker {
 	int uffd_fd;         /* -1, or /dev/userfaultfd, lent to clients */
 	int64_t overflow_uid;
 	bool stop;
+	bool paused;         /* all scanners, but of users who have said otherwise */
 	bool socket_made;
 	struct stat socket_file; /* then: what it was when we made it */
 	struct broker_session_list sessions, doomed, offers;
@@ -277,6 +287,12 @@ void broker_control_lost(struct broker_session *s); /* ends its charge as well *
 void broker_control_deliver(struct broker_session *s);
 uint64_t broker_control_tick(struct broker *b);
 bool broker_control_may_touch(const struct broker_session *asker, uid_t uid);
+
+/* pause.c */
+/* Remember what this operation says about processes to come, if it does. */
+void broker_pause_note(struct broker *b, uid_t asker, uint32_t op, uint32_t ctl_flags);
+/* Do the domain's scanners rest? */
+bool broker_pause_holds(const struct broker *b, const struct broker_domain *d);
 
 /* report.c: the broker's own numbers. */
 void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end);

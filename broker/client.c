@@ -133,6 +133,9 @@ static void welcome_client(struct broker_session *s, const struct core_wire_hell
 	w.cand_bytes = core_cand_bytes(s->broker->config.cand_max_pages);
 	w.layout_seed = d->layout_seed;
 	w.generation = ix->header->generation;
+	w.scan = s->broker->config.scan;
+	if (broker_pause_holds(s->broker, d))
+		w.flags |= CORE_WIRE_WELCOME_PAUSED;
 	if ((hello->flags & CORE_WIRE_HELLO_WANT_UFFD) && fds[3] >= 0 && may_borrow(s)) {
 		w.flags |= CORE_WIRE_WELCOME_HAS_UFFD;
 		nfds = 4;
@@ -194,8 +197,12 @@ static void hello_control(struct broker_session *s, const struct core_wire_hello
 	s->state = BROKER_SESSION_CONTROL;
 	s->broker->greeting_count--;
 	welcome_fill(s, &w, hello->h.seq);
-	if (d)
+	w.scan = s->broker->config.scan;
+	if (d) {
 		w.layout_seed = d->layout_seed;
+		if (broker_pause_holds(s->broker, d))
+			w.flags |= CORE_WIRE_WELCOME_PAUSED;
+	}
 	if (d && d->store)
 		w.generation = broker_store_index(d->store)->header->generation;
 	broker_packet_send(s, &w, sizeof(w), NULL, 0, 0);

@@ -44,7 +44,7 @@
 struct proc_link {
 	const struct proc_link_ops *ops;
 	bool connected;
-	bool paused; /* scanners were to rest here when we joined */
+	bool paused; /* the scanner is to rest; of the last PAUSE, UNMERGE, RESUME or WELCOME */
 	struct core_index index;
 	struct core_cand cand;     /* of rounds */
 	struct core_cand standing; /* of scanners */

@@ -310,7 +310,8 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 		fds[3] = -1;
 	}
 	b->link.scan = w->scan;
-	b->link.paused = w->flags & CORE_WIRE_WELCOME_PAUSED;
+	/* What an earlier broker said holds: a new one knows nothing of it. */
+	b->link.paused |= (w->flags & CORE_WIRE_WELCOME_PAUSED) != 0;
 	return link_wake(&b->link);
 }
 

@@ -62,6 +62,7 @@ void proc_serve_report(struct proc_engine *e, struct core_wire_report *r)
 	r->own_bytes = proc_serve_own_bytes(e);
 	r->cpu_usec = sys_thread_cpu_usec();
 	r->zero_pages = e->stats.zero_pages;
+	r->scan.paused = e->link->paused;
 	r->total = e->stats.total;
 	r->last = e->last;
 	do {
@@ -118,7 +119,12 @@ static int carry_out(struct proc_engine *e, uint32_t op, struct core_wire_report
 			err = -ENOSYS;
 		break;
 	case CORE_WIRE_OP_UNMERGE:
+		e->link->paused = true;
 		err = unmerge_all(e, &res);
+		break;
+	case CORE_WIRE_OP_PAUSE:
+	case CORE_WIRE_OP_RESUME:
+		e->link->paused = op == CORE_WIRE_OP_PAUSE;
 		break;
 	case CORE_WIRE_OP_STATS:
 		break;
@@ -126,7 +132,7 @@ static int carry_out(struct proc_engine *e, uint32_t op, struct core_wire_report
 		return -EINVAL;
 	}
 	proc_serve_report(e, report);
-	if (op != CORE_WIRE_OP_STATS)
+	if (op == CORE_WIRE_OP_MERGE || op == CORE_WIRE_OP_UNMERGE)
 		report->last = res;
 	return err;
 }
