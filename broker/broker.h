@@ -319,7 +319,7 @@ enum broker_log_kind {
 void broker_log(enum broker_log_kind kind, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* options.c: 0 go on, 1 done (help, version), -1 wrong. */
+/* options.c, with the file of settings.c: 0 go on, 1 done (help, version), -1 wrong. */
 int broker_options(struct broker_config *config, int argc, char **argv);
 
 #endif
