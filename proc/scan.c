@@ -437,15 +437,16 @@ static void work(struct proc_engine *e, uint64_t now)
 	discover(e, now);
 	new_round(e);
 	scan_news(e);
-	if (look_at_chunks(e))
+	if (look_at_chunks(e)) {
 		sleep_until_due(e, sys_now_usec());
-	else
+		proc_segments_unmap(e);
+		if (s->ring_used)
+			proc_pass_empty_ring(e);
+		s->ring_used = false;
+	} else {
 		s->wake_usec = now;
+	}
 	scan_reports_send(e);
-	proc_segments_unmap(e);
-	if (s->hashed_in_slice)
-		proc_pass_empty_ring(e);
-	s->hashed_in_slice = false;
 	e->vmas_limit = limit;
 	e->vmas_read_usec = 0; /* that limit was the scanner's */
 }

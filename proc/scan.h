@@ -91,7 +91,7 @@ struct proc_scan {
 	uint64_t memory_at_usec; /* when to read `memory` again */
 	struct proc_scan_budget budget;
 	bool wp_async; /* the userfaultfd can track writes */
-	bool paused, wp, started, hashed_in_slice;
+	bool paused, wp, started, ring_used;
 	int armed_uffd; /* the descriptor that regions are registered with */
 
 	struct scan_region *region;
