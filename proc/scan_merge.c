@@ -159,10 +159,14 @@ static void commit_mapping(struct proc_engine *e, const struct scan_look *look,
 	struct proc_chunk c = *how;
 	uint32_t g = scan_region_after(e->scan, c.base + ((uint64_t)first << e->page_shift));
 
+	/* Written since its merge, and could not be brought home. */
+	enum samepage_reason why = proc_vma_is_run(v) ? SAMEPAGE_REASON_WRITABLE
+						      : SAMEPAGE_REASON_VANISHED;
+
 	if (!v->anonymous || v->shared || v->prot != e->scan->region[g].prot) {
 		for (uint32_t i = first; i < end; i++)
 			if (e->work->plan[i].kind != CORE_PLAN_SKIP)
-				proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
+				proc_plan_skip(&e->work->plan[i], why);
 		return;
 	}
 	c.vma = v;
