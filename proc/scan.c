@@ -116,7 +116,7 @@ void proc_scan_forked(struct proc_engine *e)
 		return;
 	start_over(e);
 	memset(&s->n, 0, sizeof(s->n));
-	s->began_usec = sys_now_usec();
+	/* No system call here, not even for the time: a filter may be in force by now. */
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
 }
