@@ -183,7 +183,8 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
 			.changed = look->seen[i] & SCAN_CHANGED,
-			.blind = !s->wp || (look->seen[i] & SCAN_HUGE),
+			/* News is no reason to hash all again. */
+			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
 		};
 		struct core_pages_group *group = seen.present ? scan_group_make(e, k, g)
 							      : scan_group(s, k, g);

@@ -34,9 +34,15 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	struct proc_scan *s = e->scan;
 	bool blind = !s->wp || (look->seen[i] & SCAN_HUGE);
 
+	struct core_pages_group *g = group_of(s, look, i);
+
 	s->n.pages_hashed++;
 	s->ring_used = true;
-	return core_page_hashed(group_of(s, look, i), IN_GROUP(i), e->work->tag[i], blind,
+	/* A huge page's first hash is believed: it is merged only where many others have the
+	 * same, and then it is compared anyway. */
+	if (blind && (look->seen[i] & SCAN_HUGE) && g->tag[IN_GROUP(i)] == 0)
+		blind = false;
+	return core_page_hashed(g, IN_GROUP(i), e->work->tag[i], blind,
 				&look->clock);
 }
 
