@@ -36,6 +36,7 @@ keep = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 keep.write(random.Random(1).randbytes(16 << 20))
 sys.stdin.read()'
 pages=$(((16 << 20) / $(getconf PAGESIZE)))
+a=0 b=0 c=0 d=0 e=0 f=0
 mkfifo "$tmp/hold"
 sleep 300 >"$tmp/hold" &
 workers+=($!)
