@@ -58,7 +58,8 @@ void proc_scan_twin(struct scan_look *look, uint32_t i)
 static void flush_reports(struct proc_engine *e)
 {
 	if (e->tags_count && e->link->connected)
-		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count);
+		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count,
+						   e->scan->round);
 	e->scan->n.pages_candidate += e->tags_count;
 	e->tags_count = 0;
 }
