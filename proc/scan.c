@@ -103,7 +103,7 @@ static void start_over(struct proc_engine *e)
 	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
-	s->home_at_usec = sys_now_usec() + SCAN_HOME_USEC;
+	s->home_at_usec = 0;
 	s->home_idle = 0;
 	s->wake_usec = 0;
 }
