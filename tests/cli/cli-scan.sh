@@ -13,7 +13,7 @@ cleanup() {
 	exec 7>&-
 	[ ${#workers[@]} -eq 0 ] || kill -KILL "${workers[@]}" 2>/dev/null
 	[ "$broker" -eq 0 ] || kill "$broker" 2>/dev/null
-	wait
+	wait 2>/dev/null
 }
 wait_for() {
 	for _ in $(seq 300); do
@@ -100,6 +100,7 @@ check "... all of them" apart "$c"
 try "$SAMEPAGE" resume --all
 start d
 check "resume --all after unmerge: newcomers merge" wait_for merged "$d"
+check "... and those that were unmerged, again" wait_for merged "$a"
 
 start e --scan off
 check "run --scan off: it does not scan" wait_for state "$e" off
