@@ -188,7 +188,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 			.changed = look->seen[i] & SCAN_CHANGED,
 			.blind = !s->wp || (look->seen[i] & SCAN_HUGE),
 		};
-		struct core_pages_group *group = seen.present ? scan_group_make(s, k, g)
+		struct core_pages_group *group = seen.present ? scan_group_make(e, k, g)
 							      : scan_group(s, k, g);
 
 		if (!group)
