@@ -92,7 +92,11 @@ void proc_scan_free(struct proc_engine *e)
 	e->scan = NULL;
 }
 
-/* What is known is about another store, or about another process. */
+/*
+ * What is known is about another store, or about another process. In a child of fork no
+ * system call may be made here that the program does not make itself, not even for the
+ * time: a filter may be in force by now.
+ */
 static void start_over(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
@@ -116,7 +120,6 @@ void proc_scan_forked(struct proc_engine *e)
 		return;
 	start_over(e);
 	memset(&s->n, 0, sizeof(s->n));
-	/* No system call here, not even for the time: a filter may be in force by now. */
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
 }
