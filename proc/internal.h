@@ -309,6 +309,7 @@ struct proc_piece {
  * the array is changed. 0, or the error of one that had to stay.
  */
 int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n);
+bool proc_retreat_can_fork(void); /* without, nothing that was written comes home */
 
 /* scan.c; all but free and forked on the engine's thread */
 int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own);

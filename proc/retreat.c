@@ -144,6 +144,11 @@ void proc_engine_without_fork(void)
 	atomic_store(&fork_forbidden, true);
 }
 
+bool proc_retreat_can_fork(void)
+{
+	return !atomic_load(&fork_forbidden);
+}
+
 static long make_child(void)
 {
 	long parent = sys_raw(SYS_getpid, 0), pid = sys_raw(SYS_clone, 0, 0, 0, 0, 0);

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Homecoming: pages that were written since their merge become anonymous memory again.
+ * If this failed, locked memory would come home unlocked, a program whose userfaultfd is
+ * told of forks would be told of one that it did not make (and might wait for it for
+ * ever), or a large program would be copied for the sake of a few pages.
+ */
+#include "scantest.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include "sys/maps.h"
+
+#define PAGES 600u
+#define SEED 7u
+#define WRITTEN 200u /* a third: more than enough for a homecoming */
+#define LOCKED 100u
+
+static void write_some(char *p, size_t pages)
+{
+	for (size_t i = 0; i < pages; i++)
+		p[i * pt_page()]++;
+}
+
+static void check_some(char *p, size_t written)
+{
+	for (size_t i = 0; i < written; i++)
+		p[i * pt_page()]--;
+	PT_CHECK(pt_differs(p, PAGES, SEED) == -1);
+}
+
+static size_t locked_pages(char *p, size_t pages)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < pages; i++)
+		n += (pt_vm_flags(p + i * pt_page(), NULL) & SYS_VMF(lo)) != 0;
+	return n;
+}
+
+/* --- locked memory ------------------------------------------------------------ */
+
+static void run_locker(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, SEED);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(mlock(p, LOCKED * pt_page()) == 0);
+	/* Not the neighbours: what is half locked is passed by. */
+	write_some(p + (LOCKED + 10) * pt_page(), WRITTEN);
+	st_did(self, 2);
+	st_wait_step(3);
+	atomic_store(&st_board->out[self][0], locked_pages(p, LOCKED));
+	atomic_store(&st_board->out[self][1], locked_pages(p + LOCKED * pt_page(), PAGES - LOCKED));
+	for (size_t i = 0; i < WRITTEN; i++)
+		p[(LOCKED + 10 + i) * pt_page()]--;
+	PT_CHECK(pt_differs(p, PAGES, SEED) == -1);
+	st_did(self, 3);
+}
+
+static bool both_share(uint64_t pages)
+{
+	return st_report(0).pages_sharing >= pages && st_report(1).pages_sharing >= pages;
+}
+
+static void locked_memory_stays_locked(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("locker");
+	st_start("locker");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_step(2);
+	ST_UNTIL(st_report(0).scan.homecomings && st_report(1).scan.homecomings);
+	st_step(3);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(atomic_load(&st_board->out[i][0]), LOCKED);
+		assert_int_equal(atomic_load(&st_board->out[i][1]), 0);
+		st_end(i);
+	}
+	st_close();
+}
+
+/* --- a userfaultfd that is told of forks ------------------------------------------ */
+
+static int events_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_FORK };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	PT_CHECK(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0);
+	return fd;
+}
+
+static void register_page(int fd)
+{
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	void *page = mmap(NULL, pt_page(), RW, ANON, -1, 0);
+
+	PT_CHECK(page != MAP_FAILED);
+	reg.range.start = (uintptr_t)page;
+	reg.range.len = pt_page();
+	PT_CHECK(ioctl(fd, UFFDIO_REGISTER, &reg) == 0);
+}
+
+/* Nobody reads the events: whoever forks waits until somebody does. */
+static void run_told(unsigned self)
+{
+	struct pollfd told = { .events = POLLIN };
+	char *p = st_memory(PAGES);
+
+	told.fd = events_uffd();
+	register_page(told.fd);
+	pt_fill(p, PAGES, SEED);
+	st_did(self, 1);
+	st_wait_step(2);
+	write_some(p, WRITTEN);
+	for (unsigned i = 0; i < 1500 && !(told.revents & POLLIN); i++)
+		poll(&told, 1, 10);
+	atomic_store(&st_board->out[self][0], (told.revents & POLLIN) != 0);
+	st_did(self, 2);
+	st_wait_step(3);
+	check_some(p, WRITTEN);
+	st_did(self, 3);
+}
+
+static void a_userfaultfd_that_is_told_of_forks(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("told");
+	st_start("told");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_step(2);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(atomic_load(&st_board->out[i][0]), 0);
+	st_step(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
+int main(int argc, char **argv)
+{
+	static const struct st_role roles[] = { { "locker", run_locker },
+						{ "told", run_told },
+						{ NULL, NULL } };
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(locked_memory_stays_locked),
+		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
+	};
+
+	return ST_MAIN("scan-kept", tests, roles);
+}
