@@ -107,14 +107,14 @@ static void take_owned(struct reading *r, const struct sys_vma *v)
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
-	bool run = proc_vma_is_run(v);
 
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
-	if (v->shared || !(v->anonymous || run) ||
+	if (v->shared || !(v->anonymous || proc_vma_is_run(v)) ||
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;
-	if (!run && proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
+	/* Of what is merged, too: homecoming gives back what advice says, no lock and no key. */
+	if (proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
 		return 0;
 	take_owned(r, v);
 	return 0;
@@ -162,8 +162,10 @@ void scan_regions_read(struct proc_engine *e)
 	s->armed_uffd = e->uffd;
 	s->regions = 0;
 	e->work_used = true;
-	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0)
+	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
+		s->regions_generation = UINT64_MAX; /* once more, also if nothing changes */
+	}
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
