@@ -6,8 +6,9 @@
  *
  * That costs a fork (to find pages that are pinned for DMA), after which the program's
  * writes take a fault for each page, and two mappings for each run of such pages. So it
- * is done for a sixteenth of what is watched at least, while mappings are plenty, and less
- * and less often if it has to be done again and again.
+ * is done for a sixteenth at least of what is watched, and of all anonymous memory that the
+ * program has; while mappings are plenty; and less and less often if it has to be done
+ * again and again.
  */
 #include "proc/scan.h"
 
@@ -23,7 +24,7 @@ struct gather {
 	uint64_t pages; /* in the list; then: still to be noted */
 };
 
-static bool enough(const struct proc_scan *s)
+static bool enough(const struct proc_scan *s, uint64_t *pages)
 {
 	uint64_t broken = 0, all = 0;
 
@@ -32,7 +33,16 @@ static bool enough(const struct proc_scan *s)
 		for (unsigned state = CORE_PAGE_FRESH; state < CORE_PAGE_STATES; state++)
 			all += s->chunk[i].pages[state];
 	}
+	*pages = broken;
 	return broken >= LEAST_PAGES && broken * PART >= all;
+}
+
+/* The fork copies the tables of all that the program has, watched or not. */
+static bool worth_a_fork(uint64_t broken)
+{
+	int64_t all = sys_anonymous_pages();
+
+	return proc_retreat_can_fork() && all >= 0 && broken * PART >= (uint64_t)all;
 }
 
 /* False: the list is full. */
@@ -102,12 +112,17 @@ void scan_home(struct proc_engine *e)
 	struct gather g = { .e = e };
 	uint64_t now = sys_now_usec();
 	int64_t room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	uint64_t broken;
 	unsigned n;
 
 	if (!s->home_at_usec)
 		s->home_at_usec = now + SCAN_HOME_USEC;
-	if (now < s->home_at_usec || room < 1 || !enough(s))
+	if (now < s->home_at_usec || room < 1 || !enough(s, &broken))
 		return;
+	if (!worth_a_fork(broken)) {
+		s->home_at_usec = now + SCAN_HOME_USEC;
+		return;
+	}
 	g.piece = proc_arena_alloc_at(proc_far(e, PIECES_MAX * sizeof(*g.piece)),
 				      PIECES_MAX * sizeof(*g.piece));
 	if (!g.piece)
