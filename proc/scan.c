@@ -407,12 +407,10 @@ static uint64_t least(uint64_t a, uint64_t b)
 static void sleep_until_due(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
-	uint64_t due = s->began_usec + (uint64_t)s->round_due_msec * 1000;
+	/* msec since the start wrap after 49 days, so only the difference says something. */
+	int32_t msec = (int32_t)(s->round_due_msec - scan_now_msec(s, now));
 
-	/* msec since the start wrap after 49 days. */
-	if (due < now || due - now > (uint64_t)s->set.most_msec * 1000 * 16)
-		due = now + (uint64_t)s->set.first_msec * 1000;
-	s->wake_usec = least(due, s->discover_at_usec);
+	s->wake_usec = least(now + (msec > 0 ? (uint64_t)msec : 0) * 1000, s->discover_at_usec);
 	if (s->wake_usec < now + 1000)
 		s->wake_usec = now + 1000;
 	s->cursor = 0;
