@@ -22,6 +22,7 @@
 #define COST_FACTOR 50u
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
+#define IDLE_LATEST 5u
 
 struct reading {
 	struct proc_engine *e;
@@ -43,6 +44,32 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
 			hi = mid;
 	}
 	return lo;
+}
+
+/*
+ * Only what we registered: before Linux 6.17 anybody's userfaultfd could end anybody's
+ * registration. What is cut out of the middle of a region takes the upper part along, until
+ * the regions are read again.
+ */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < s->regions; i++) {
+		struct scan_region g = s->region[i];
+
+		if (g.start < end && start < g.end) {
+			scan_disarm(e, g.start > start ? g.start : start, g.end < end ? g.end : end);
+			if (g.start < start)
+				g.end = start;
+			else
+				g.start = g.end < end ? g.end : end;
+		}
+		if (g.start < g.end)
+			s->region[kept++] = g;
+	}
+	s->regions = kept;
 }
 
 static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
@@ -168,7 +195,7 @@ void scan_regions_read(struct proc_engine *e)
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
 		s->regions_idle = 0;
-	else if (s->regions_idle < 8)
+	else if (s->regions_idle < IDLE_LATEST)
 		s->regions_idle++;
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
