@@ -148,10 +148,27 @@ static void writers_and_checksum(void **state)
 /* --- DMA -------------------------------------------------------------------------------- */
 
 /* The device's writes go to the frame that was pinned, whoever maps it. */
+static void device_turn(struct ring *ring, int file, char *p, char *want, unsigned turn)
+{
+	struct iovec buf = { p, PAGES * pt_page() };
+
+	pt_fill(p, PAGES, 44);
+	st_nap(turn % 4 * 25); /* watched, or merged before it is pinned */
+	PT_CHECK(!syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS, &buf, 1));
+	for (unsigned i = 0; i < 3; i++) {
+		st_nap(i * 60); /* pinned and still: it is tried */
+		pt_fill(want, PAGES, turn % 2 + 45 + i);
+		PT_CHECK(pwrite(file, want, buf.iov_len, 0) == (ssize_t)buf.iov_len);
+		PT_CHECK(ring_read_fixed(ring, file, p, (unsigned)buf.iov_len) ==
+			 (int)buf.iov_len);
+		PT_CHECK(memcmp(p, want, buf.iov_len) == 0);
+	}
+	PT_CHECK(!syscall(__NR_io_uring_register, ring->fd, IORING_UNREGISTER_BUFFERS, NULL, 0));
+}
+
 static void run_ring(unsigned self)
 {
-	char *p = st_memory(PAGES), *want = malloc(PAGES * pt_page());
-	struct iovec buf = { p, PAGES * pt_page() };
+	char *want = malloc(PAGES * pt_page());
 	struct ring ring;
 	int file = memfd_create("source", MFD_CLOEXEC);
 
@@ -163,20 +180,17 @@ static void run_ring(unsigned self)
 	}
 	st_did(self, 1);
 	for (unsigned turn = 0; atomic_load(&st_board->step) < 2; turn++) {
-		pt_fill(p, PAGES, 44); /* still for a while, so that it is tried */
-		st_nap(turn % 3 * 20);
-		PT_CHECK(!syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1));
-		for (unsigned i = 0; i < 3; i++) {
-			st_nap(15);
-			pt_fill(want, PAGES, turn % 2 + 45 + i);
-			PT_CHECK(pwrite(file, want, buf.iov_len, 0) == (ssize_t)buf.iov_len);
-			PT_CHECK(ring_read_fixed(&ring, file, p, (unsigned)buf.iov_len) ==
-				 (int)buf.iov_len);
-			PT_CHECK(memcmp(p, want, buf.iov_len) == 0);
-		}
-		PT_CHECK(!syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0));
+		char *p = st_memory(PAGES);
+
+		device_turn(&ring, file, p, want, turn);
+		pt_unmap(p, PAGES);
 	}
 	st_did(self, 2);
+}
+
+static bool pins_were_met(unsigned actor)
+{
+	return st_report(actor).total.pages_declined[SAMEPAGE_REASON_PINNED] > 0;
 }
 
 static void devices_and_scanner(void **state)
@@ -191,7 +205,7 @@ static void devices_and_scanner(void **state)
 	if (atomic_load(&st_board->out[0][0]))
 		SKIP("no io_uring here");
 	st_nap(SECONDS * 1000);
-	ST_UNTIL(st_report(0).scan.pages_hashed > PAGES);
+	ST_UNTIL(pins_were_met(0) && pins_were_met(1));
 	st_step(2);
 	st_end(0);
 	st_end(1);
