@@ -157,9 +157,10 @@ static void unmapped_memory_is_forgotten(void **state)
 
 static void run_paused(unsigned self)
 {
-	char *p = st_memory(PAGES), *q = st_memory(PAGES);
+	char *p = st_memory(PAGES), *q = st_memory(PAGES), *own = st_memory(PAGES);
 
 	pt_fill(p, PAGES, 61);
+	pt_fill(own, PAGES, 600 + self); /* never merged, so registered while it is watched */
 	st_did(self, 1);
 	for (unsigned step = 2; step < 8; step++) {
 		st_wait_step(step);
@@ -167,6 +168,7 @@ static void run_paused(unsigned self)
 			pt_fill(q, PAGES, 62);
 		PT_CHECK(pt_differs(p, PAGES, 61) == -1);
 		PT_CHECK(pt_differs(q, PAGES, 62) == -1);
+		PT_CHECK(pt_differs(own, PAGES, 600 + self) == -1);
 		atomic_store(&st_board->out[self][0], st_has_flag("uw"));
 		atomic_store(&st_board->out[self][1], st_store_pages(p, PAGES));
 		atomic_store(&st_board->out[self][2], st_store_pages(q, PAGES));
