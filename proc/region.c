@@ -22,6 +22,7 @@
 #define COST_FACTOR 50u
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
+#define IDLE_LATEST 5u
 
 struct reading {
 	struct proc_engine *e;
@@ -222,7 +223,7 @@ void scan_regions_read(struct proc_engine *e)
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
 		s->regions_idle = 0;
-	else if (s->regions_idle < 8)
+	else if (s->regions_idle < IDLE_LATEST)
 		s->regions_idle++;
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
