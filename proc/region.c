@@ -12,7 +12,7 @@
  * a whole as far as it is owned: a mapping that the program made stays one mapping.
  *
  * discover: memory of a region may become present where nothing was. Where no chunk is
- * known, PAGEMAP_SCAN is asked over long stretches; it skips what has no page tables.
+ * known, PAGEMAP_SCAN is asked for the next page; it skips what has no page tables.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -22,6 +22,7 @@
 #define COST_FACTOR 50u
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
+#define IDLE_LATEST 5u
 
 struct reading {
 	struct proc_engine *e;
@@ -43,6 +44,32 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
 			hi = mid;
 	}
 	return lo;
+}
+
+/*
+ * Only what we registered: before Linux 6.17 anybody's userfaultfd could end anybody's
+ * registration. What is cut out of the middle of a region takes the upper part along, until
+ * the regions are read again.
+ */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < s->regions; i++) {
+		struct scan_region g = s->region[i];
+
+		if (g.start < end && start < g.end) {
+			scan_disarm(e, g.start > start ? g.start : start, g.end < end ? g.end : end);
+			if (g.start < start)
+				g.end = start;
+			else
+				g.start = g.end < end ? g.end : end;
+		}
+		if (g.start < g.end)
+			s->region[kept++] = g;
+	}
+	s->regions = kept;
 }
 
 static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
@@ -104,13 +131,66 @@ static void take_owned(struct reading *r, const struct sys_vma *v)
 	} while (n == PROC_OWNED_MAX && owned[n - 1].end < v->end);
 }
 
+/* --- what was given up ------------------------------------------------------- */
+
+/* A mapping of the store: what is known as merged there is so still. */
+static void note_run(struct proc_scan *s, const struct sys_vma *v, uint32_t page_shift)
+{
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << page_shift, at = v->start;
+
+	while (at < v->end) {
+		uint64_t base = at & ~(size - 1), until = base + size < v->end ? base + size : v->end;
+		struct scan_chunk *k = scan_chunk_at(s, base);
+
+		for (; k && at < until; at += (uint64_t)1 << page_shift) {
+			uint32_t i = (uint32_t)((at - base) >> page_shift);
+			struct core_pages_group *g = scan_group(s, k, i / CORE_PAGES_GROUP);
+
+			if (g)
+				core_page_stays(g, i % CORE_PAGES_GROUP);
+		}
+		at = until;
+	}
+}
+
+/*
+ * Merged memory that was discarded or unmapped is not merged any more, and what comes there
+ * next is new. Chunks that lie in no region at all are looked at once more, and go.
+ */
+static void sweep(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t c = 0; c < s->chunks; c++) {
+		struct scan_chunk *k = &s->chunk[c];
+		uint32_t r = scan_region_after(s, k->base);
+		unsigned gone = 0;
+
+		if (k->pages[CORE_PAGE_MERGED] || k->pages[CORE_PAGE_BROKEN])
+			for (unsigned i = 0; i < SCAN_GROUPS; i++)
+				if (k->group[i])
+					gone += core_pages_sweep(scan_group(s, k, i));
+		if (r < s->regions && s->region[r].start < k->base + size && !gone)
+			continue;
+		k->looks = 0;
+		k->due_msec = now;
+	}
+}
+
+/* --- reading ---------------------------------------------------------- */
+
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
+	bool run = proc_vma_is_run(v);
 
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
-	if (v->shared || !(v->anonymous || proc_vma_is_run(v)) ||
+	if (run)
+		note_run(r->s, v, r->e->page_shift);
+	if (v->shared || !(v->anonymous || run) ||
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;
 	/* Of what is merged, too: homecoming gives back what advice says, no lock and no key. */
@@ -165,12 +245,14 @@ void scan_regions_read(struct proc_engine *e)
 	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
 		s->regions_generation = UINT64_MAX; /* once more, also if nothing changes */
+	} else {
+		sweep(e);
 	}
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
 		s->regions_idle = 0;
-	else if (s->regions_idle < 8)
+	else if (s->regions_idle < IDLE_LATEST)
 		s->regions_idle++;
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
@@ -184,57 +266,47 @@ static uint64_t chunk_bytes(const struct proc_engine *e)
 	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
 }
 
-/* Present memory in a stretch without chunks. */
-static uint32_t discover_stretch(struct proc_engine *e, uint64_t start, uint64_t end)
+/* The first page in [start, end) that is present, or end. */
+static uint64_t next_present(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	struct sys_page_region *found = e->work->regions;
-	uint64_t size = chunk_bytes(e);
-	uint32_t made = 0;
+	struct sys_page_region found;
+	struct sys_pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)&found,
+		.vec_len = 1,
+		.max_pages = 1,
+		.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
+		.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE | SYS_PAGE_IS_PRESENT,
+		.return_mask = SYS_PAGE_IS_PRESENT,
+	};
 
-	while (start < end) {
-		struct sys_pm_scan_arg arg = {
-			.size = sizeof(arg),
-			.start = start,
-			.end = end,
-			.vec = (uintptr_t)found,
-			.vec_len = PROC_CHUNK_PAGES,
-			.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
-			.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE |
-					 SYS_PAGE_IS_PRESENT,
-			.return_mask = SYS_PAGE_IS_PRESENT,
-		};
-		int n = sys->pagemap_scan(e->pagemap_fd, &arg);
-
-		for (int i = 0; i < n; i++)
-			for (uint64_t at = found[i].start & ~(size - 1); at < found[i].end; at += size) {
-				if (!scan_chunk_at(e->scan, at)) {
-					if (!scan_chunk_make(e, at))
-						return made;
-					made++;
-				}
-			}
-		if (n < 0 || arg.walk_end <= start)
-			break;
-		start = arg.walk_end;
-	}
-	return made;
+	return sys->pagemap_scan(e->pagemap_fd, &arg) == 1 ? found.start : end;
 }
 
+/*
+ * Known chunks are passed by; from the first that is not on the kernel is asked, which
+ * finds the next page over terabytes of nothing sooner than we step over them.
+ */
 static uint32_t discover_region(struct proc_engine *e, const struct scan_region *g)
 {
-	uint64_t size = chunk_bytes(e), at = g->start, until;
+	uint64_t size = chunk_bytes(e), at = g->start;
 	uint32_t made = 0;
 
 	while (at < g->end) {
-		if (scan_chunk_at(e->scan, at & ~(size - 1))) {
-			at = (at & ~(size - 1)) + size;
-			continue;
+		uint64_t base = at & ~(size - 1);
+
+		if (!scan_chunk_at(e->scan, base)) {
+			at = next_present(e, at, g->end);
+			base = at & ~(size - 1);
+			if (at < g->end && !scan_chunk_at(e->scan, base)) {
+				if (!scan_chunk_make(e, base))
+					return made;
+				made++;
+			}
 		}
-		until = (at & ~(size - 1)) + size;
-		while (until < g->end && !scan_chunk_at(e->scan, until))
-			until += size;
-		made += discover_stretch(e, at, until < g->end ? until : g->end);
-		at = until;
+		at = base + size;
 	}
 	return made;
 }

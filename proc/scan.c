@@ -8,7 +8,7 @@
  * chunk is due again.
  *
  * A chunk is due when the first of its waiting pages has waited long enough; one in which
- * nothing waits, after a time that doubles from look to look and starts anew when memory
+ * nothing waits, after a time that quadruples from look to look and starts anew when memory
  * is new or was merged.
  */
 #include "proc/scan.h"
@@ -161,7 +161,7 @@ void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	if (!e->scan || !e->scan->started)
 		return;
-	scan_disarm(e, start, end);
+	scan_regions_cut(e, start, end);
 	/* By what is known, not by address: the range may be all there is. Backwards, for
 	 * the last one takes the place of one that goes. */
 	for (uint32_t i = e->scan->chunks; i-- > 0;)
@@ -243,9 +243,9 @@ static void schedule(struct proc_scan *s, struct scan_chunk *k, uint32_t now, ui
 	uint64_t idle;
 
 	if (busy)
-		k->idle = 0;
+		k->idle = 1;
 	else if (k->idle < IDLE_LATEST + (k->huge ? HUGE_LATER : 0))
-		k->idle++;
+		k->idle += 2;
 	if (k->huge)
 		most = most > UINT32_MAX >> HUGE_LATER ? most : most << HUGE_LATER;
 	idle = (uint64_t)s->set.first_msec << k->idle;

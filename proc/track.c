@@ -117,6 +117,38 @@ void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
 	protect(e, NULL, start, end);
 }
 
+/*
+ * It was one anonymous mapping, and what the plan did not map is so still. Only where the
+ * scanner watches: a caller's own range may be anything's by the time it returns.
+ */
+void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi)
+{
+	const struct core_plan_page *plan = e->work->plan;
+	uint32_t i = lo, end;
+
+	if (!e->scan->wp || e->uffd < 0 || !scan_chunk_at(e->scan, c->base))
+		return;
+	for (; i < hi; i = end) {
+		uint64_t at = c->base + ((uint64_t)i << e->page_shift);
+		uint64_t bytes;
+
+		for (end = i; end < hi && plan[end].kind != CORE_PLAN_SLOT; end++)
+			;
+		bytes = (uint64_t)(end - i) << e->page_shift;
+		if (bytes && proc_mem_is_owned(at, at + bytes))
+			(void)sys->uffd_register(e->uffd, (void *)at, bytes,
+						 UFFDIO_REGISTER_MODE_WP);
+		while (end < hi && plan[end].kind == CORE_PLAN_SLOT)
+			end++;
+	}
+}
+
+void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	if (e->scan->wp && e->uffd >= 0)
+		protect(e, NULL, start, end);
+}
+
 void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	uint64_t at = start;
