@@ -72,7 +72,8 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 	s->regions = kept;
 }
 
-static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+/* False: no memory. */
+static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
 {
 	struct proc_scan *s = r->s;
 	bool run = proc_vma_is_run(v);
@@ -87,12 +88,13 @@ static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 	}
 	if (last && last->end == start && last->prot == v->prot && (run || last->odd == odd)) {
 		last->end = end;
-		return;
+		return true;
 	}
 	if (!scan_room(r->e, (void **)&s->region, s->regions, &s->regions_room,
 		       sizeof(*s->region)))
-		return;
+		return false;
 	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
+	return true;
 }
 
 static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
@@ -106,8 +108,7 @@ static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uin
 	}
 	if (start >= end)
 		return;
-	add(r, v, start, end);
-	if (r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)))
+	if (add(r, v, start, end) && r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)))
 		scan_arm(r->e, start, end);
 }
 
@@ -231,16 +232,54 @@ static uint64_t bytes_of_regions(const struct proc_scan *s)
 	return bytes;
 }
 
+/* The regions so far are s->old, and there are none. How many there were. */
+static uint32_t set_aside(struct proc_scan *s)
+{
+	struct scan_region *empty = s->old;
+	uint32_t room = s->old_room, n = s->regions;
+
+	s->old = s->region;
+	s->old_room = s->regions_room;
+	s->region = empty;
+	s->regions_room = room;
+	s->regions = 0;
+	return n;
+}
+
+/*
+ * What was in a region and is in none any more is not ours to register: the program may
+ * want to do that itself, and writes there would take a fault for nothing.
+ */
+static void disarm_left(struct proc_engine *e, uint32_t n)
+{
+	struct proc_scan *s = e->scan;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t at = s->old[i].start, end = s->old[i].end;
+
+		while (at < end) {
+			uint32_t r = scan_region_after(s, at);
+			uint64_t next = r < s->regions ? s->region[r].start : end;
+
+			if (next > at)
+				scan_disarm(e, at, next < end ? next : end);
+			at = r < s->regions ? s->region[r].end : end;
+		}
+	}
+}
+
 void scan_regions_read(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	struct reading r = { .e = e, .s = s };
 	uint64_t began = sys_now_usec(), before = bytes_of_regions(s), wait;
+	bool same_uffd = s->armed_uffd == e->uffd;
+	uint32_t old;
 
 	if (!due(e, began))
 		return;
 	s->armed_uffd = e->uffd;
-	s->regions = 0;
+	old = set_aside(s);
 	e->work_used = true;
 	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
@@ -248,6 +287,8 @@ void scan_regions_read(struct proc_engine *e)
 	} else {
 		sweep(e);
 	}
+	if (s->wp && same_uffd)
+		disarm_left(e, old);
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)

@@ -97,6 +97,8 @@ struct proc_scan {
 
 	struct scan_region *region;
 	uint32_t regions, regions_room;
+	struct scan_region *old; /* those of the reading before, while there is a new one */
+	uint32_t old_room;
 	uint64_t regions_generation; /* of the watch, when they were read */
 	uint64_t regions_at_usec;    /* not read again before */
 	uint64_t regions_cost_usec;

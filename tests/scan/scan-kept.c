@@ -149,14 +149,75 @@ static void a_userfaultfd_that_is_told_of_forks(void **state)
 	st_close();
 }
 
+/* --- memory that is not watched any more --------------------------------------------- */
+
+static int register_all(const char *p)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .range = { (uintptr_t)p, PAGES * pt_page() },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), err;
+
+	PT_CHECK(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0);
+	err = ioctl(fd, UFFDIO_REGISTER, &reg) == 0 ? 0 : errno;
+	close(fd);
+	return err;
+}
+
+/* in[0]: what it does to its memory, which is no longer to be watched then. */
+static void run_leaver(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, 100 + self);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(pt_vm_flags(p, NULL) & SYS_VMF(uw));
+	switch (self) {
+	case 0: PT_CHECK(madvise(p, PAGES * pt_page(), MADV_UNMERGEABLE) == 0); break;
+	case 1: PT_CHECK(mprotect(p, PAGES * pt_page(), PROT_READ) == 0); break;
+	case 2: PT_CHECK(mlock(p, PAGES * pt_page()) == 0); break;
+	default: PT_CHECK(syscall(SYS_mbind, p, PAGES * pt_page(), 0, NULL, 0, 0) == 0); break;
+	}
+	st_did(self, 2);
+	st_wait_step(3);
+	atomic_store(&st_board->out[self][0], (pt_vm_flags(p, NULL) & SYS_VMF(uw)) != 0);
+	atomic_store(&st_board->out[self][1], (uint64_t)register_all(p));
+	PT_CHECK(pt_differs(p, PAGES, 100 + self) == -1);
+	st_did(self, 3);
+}
+
+static void what_is_left_is_not_registered(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	for (unsigned i = 0; i < 4; i++)
+		st_start("leaver");
+	st_step(1);
+	for (unsigned i = 0; i < 4; i++)
+		ST_UNTIL(st_report(i).scan.pages_unshared_now == PAGES);
+	st_step(2);
+	for (unsigned i = 0; i < 4; i++)
+		ST_UNTIL(st_report(i).scan.pages_tracked_now == 0);
+	st_step(3);
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(atomic_load(&st_board->out[i][0]), 0);
+		assert_int_equal(atomic_load(&st_board->out[i][1]), 0);
+		st_end(i);
+	}
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "locker", run_locker },
 						{ "told", run_told },
+						{ "leaver", run_leaver },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(locked_memory_stays_locked),
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
+		cmocka_unit_test(what_is_left_is_not_registered),
 	};
 
 	return ST_MAIN("scan-kept", tests, roles);
