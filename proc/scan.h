@@ -123,6 +123,7 @@ struct proc_scan {
 	uint32_t news_idle;
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
+	uint32_t home_pieces; /* at most, at once */
 	uint64_t round; /* of the standing table */
 	struct scan_look look;
 };
