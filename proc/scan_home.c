@@ -101,12 +101,16 @@ void scan_home(struct proc_engine *e)
 	struct proc_scan *s = e->scan;
 	struct gather g = { .e = e };
 	uint64_t now = sys_now_usec();
-	int64_t room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	int64_t room;
 	unsigned n;
 
 	if (!s->home_at_usec)
 		s->home_at_usec = now + SCAN_HOME_USEC;
-	if (now < s->home_at_usec || room < 1 || !enough(s))
+	if (now < s->home_at_usec || !enough(s))
+		return;
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
+	room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	if (room < 1)
 		return;
 	g.piece = proc_arena_alloc_at(proc_far(e, PIECES_MAX * sizeof(*g.piece)),
 				      PIECES_MAX * sizeof(*g.piece));
