@@ -17,7 +17,7 @@
  *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
  *
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
- * remembered), running.
+ * looked at), running.
  *
  * A change that happens between the last look and the end of a freeze in the same chunk
  * may be missed. Then a page is known by an old fingerprint until it changes again; the
@@ -50,6 +50,7 @@ struct scan_chunk {
 	uint8_t idle; /* the time between looks, doubled so often */
 	uint8_t round; /* of the candidate table, lowest bits */
 	bool news;
+	bool idling; /* due because it was not looked at for long, and for nothing else */
 	bool huge; /* had huge pages at the last look */
 	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
 };

@@ -150,12 +150,16 @@ void scan_home(struct proc_engine *e)
 	struct proc_scan *s = e->scan;
 	struct gather g = { .e = e };
 	uint64_t now = sys_now_usec(), broken, took;
-	int64_t room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	int64_t room;
 	unsigned n;
 
 	if (!s->home_at_usec)
 		s->home_at_usec = now + SCAN_HOME_USEC;
-	if (now < s->home_at_usec || room < 1 || !enough(s, &broken))
+	if (now < s->home_at_usec || !enough(s, &broken))
+		return;
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
+	room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	if (room < 1)
 		return;
 	if (!worth_a_fork(broken)) {
 		s->home_at_usec = now + SCAN_HOME_USEC;
