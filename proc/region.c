@@ -27,8 +27,7 @@
 struct reading {
 	struct proc_engine *e;
 	struct proc_scan *s;
-	uint32_t regions_before;
-	uint64_t pages_new;
+	uint32_t old; /* s->old: how many. 0: of another userfaultfd */
 };
 
 uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
@@ -97,6 +96,29 @@ static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 	return true;
 }
 
+/*
+ * Somebody has registered it for tracking writes. What was in a region before, we have. Else
+ * we would be refused, if it was the program, in a way that we did not see; and then a look
+ * would take from it what it wants to know.
+ */
+static bool registered_by_us(const struct reading *r, uint64_t start, uint64_t end)
+{
+	const struct scan_region *old = r->s->old;
+	uint32_t lo = 0, hi = r->old;
+
+	while (lo < hi) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (old[mid].end <= start)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo < r->old && old[lo].start <= start && end <= old[lo].end)
+		return true;
+	return scan_register(r->e, start, end) == 0;
+}
+
 static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
 {
 	uint64_t ex_start, ex_end;
@@ -106,10 +128,11 @@ static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uin
 			take(r, v, start, ex_start);
 		start = ex_end < end ? ex_end : end;
 	}
-	if (start >= end)
+	if (start >= end || ((v->flags & SYS_VMF(uw)) && !registered_by_us(r, start, end)))
 		return;
-	if (add(r, v, start, end) && r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)))
-		scan_arm(r->e, start, end);
+	if (add(r, v, start, end) && r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)) &&
+	    scan_register(r->e, start, end) == 0)
+		scan_protect(r->e, start, end);
 }
 
 static void take_owned(struct reading *r, const struct sys_vma *v)
@@ -274,12 +297,13 @@ void scan_regions_read(struct proc_engine *e)
 	struct reading r = { .e = e, .s = s };
 	uint64_t began = sys_now_usec(), before = bytes_of_regions(s), wait;
 	bool same_uffd = s->armed_uffd == e->uffd;
-	uint32_t old;
 
 	if (!due(e, began))
 		return;
 	s->armed_uffd = e->uffd;
-	old = set_aside(s);
+	r.old = set_aside(s);
+	if (!same_uffd)
+		r.old = 0;
 	e->work_used = true;
 	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
@@ -287,8 +311,8 @@ void scan_regions_read(struct proc_engine *e)
 	} else {
 		sweep(e);
 	}
-	if (s->wp && same_uffd)
-		disarm_left(e, old);
+	if (s->wp)
+		disarm_left(e, r.old);
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)

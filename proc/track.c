@@ -88,6 +88,20 @@ int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
 	return got < 0 ? got : got == 0 ? -ENOENT : 0;
 }
 
+int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	int err = -EPERM;
+
+	if (e->uffd < 0)
+		return -EBADF;
+	proc_mem_lock_engine();
+	if (proc_mem_is_owned(start, end))
+		err = sys->uffd_register(e->uffd, (void *)start, end - start,
+					 UFFDIO_REGISTER_MODE_WP);
+	proc_mem_unlock_engine();
+	return err;
+}
+
 static void arm_mapping(struct proc_engine *e, const struct sys_vma *v, uint64_t start,
 			uint64_t end)
 {

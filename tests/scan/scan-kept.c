@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include "sys/maps.h"
+#include "sys/uapi.h"
 
 #define PAGES 600u
 #define SEED 7u
@@ -208,16 +209,98 @@ static void what_is_left_is_not_registered(void **state)
 	st_close();
 }
 
+/* --- a registration that nothing told us of ------------------------------------------- */
+
+#if defined(__x86_64__)
+static long unseen(long n, long a, long b, long c)
+{
+	long ret;
+
+	__asm__ volatile("syscall" : "=a"(ret) : "a"(n), "D"(a), "S"(b), "d"(c)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+#else
+#define unseen(n, a, b, c) -1L
+#endif
+
+/* What was written since the look before. */
+static uint64_t written_pages(const char *p, int pagemap)
+{
+	struct sys_page_region r[PAGES];
+	struct sys_pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = SYS_PM_SCAN_WP_MATCHING,
+		.start = (uintptr_t)p,
+		.end = (uintptr_t)p + PAGES * pt_page(),
+		.vec = (uintptr_t)r,
+		.vec_len = PAGES,
+		.category_mask = SYS_PAGE_IS_WRITTEN | SYS_PAGE_IS_PRESENT,
+		.return_mask = SYS_PAGE_IS_WRITTEN,
+	};
+	int n = (int)unseen(SYS_ioctl, pagemap, SYS_PAGEMAP_SCAN, (long)&arg);
+	uint64_t pages = 0;
+
+	PT_CHECK(n >= 0);
+	for (int i = 0; i < n; i++)
+		pages += (r[i].end - r[i].start) / pt_page();
+	return pages;
+}
+
+/* As one that keeps track of its own writes (a snapshot, a collector), unseen by us. */
+static void run_tracker(unsigned self)
+{
+	struct uffdio_api api = { .api = UFFD_API,
+				  .features = SYS_UFFD_FEATURE_WP_ASYNC |
+					      SYS_UFFD_FEATURE_WP_UNPOPULATED };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_WP };
+	int fd = (int)unseen(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK, 0, 0);
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	char *p = pt_map(PAGES);
+
+	PT_CHECK(pagemap >= 0 && fd >= 0 && unseen(SYS_ioctl, fd, UFFDIO_API, (long)&api) == 0);
+	reg.range.start = (uintptr_t)p;
+	reg.range.len = PAGES * pt_page();
+	PT_CHECK(unseen(SYS_ioctl, fd, UFFDIO_REGISTER, (long)&reg) == 0);
+	PT_CHECK(madvise(p, PAGES * pt_page(), MADV_MERGEABLE) == 0);
+	pt_fill(p, PAGES, 100 + self);
+	PT_CHECK(written_pages(p, pagemap) == PAGES);
+	pt_fill(p, PAGES / 2, 200 + self);
+	st_did(self, 1);
+	st_wait_step(2);
+	atomic_store(&st_board->out[self][0], written_pages(p, pagemap));
+	st_did(self, 2);
+}
+
+static void writes_that_the_program_tracks(void **state)
+{
+	(void)state;
+#if !defined(__x86_64__)
+	SKIP("a system call by hand, for x86 alone");
+#endif
+	st_open(NULL);
+	st_start("tracker");
+	st_step(1);
+	/* Time for some looks, if there were any. */
+	st_nap(2000);
+	st_step(2);
+	assert_int_equal(atomic_load(&st_board->out[0][0]), PAGES / 2);
+	st_end(0);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "locker", run_locker },
 						{ "told", run_told },
 						{ "leaver", run_leaver },
+						{ "tracker", run_tracker },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(locked_memory_stays_locked),
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
 		cmocka_unit_test(what_is_left_is_not_registered),
+		cmocka_unit_test(writes_that_the_program_tracks),
 	};
 
 	return ST_MAIN("scan-kept", tests, roles);
