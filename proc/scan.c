@@ -220,6 +220,9 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 
 		if (!group)
 			continue;
+		/* No longer watched: refused, or somebody else's. */
+		if (!(look->seen[i] & SCAN_INSIDE))
+			core_page_gone(group, i % CORE_PAGES_GROUP);
 		if (core_page_look(group, i % CORE_PAGES_GROUP, &seen, &look->clock, &look->sum) ==
 		    CORE_PAGE_HASH) {
 			look->want[i] = SCAN_HASH;
@@ -561,6 +564,8 @@ void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
 		const struct scan_chunk *k = &s->chunk[i];
 
 		n->pages_merged_now += k->pages[CORE_PAGE_MERGED];
+		if (s->paused) /* then nothing is watched */
+			continue;
 		n->pages_unshared_now += k->pages[CORE_PAGE_KNOWN];
 		n->pages_volatile_now += k->volatile_pages;
 		n->pages_waiting_now += k->pages[CORE_PAGE_FRESH] - k->volatile_pages;
