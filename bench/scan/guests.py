@@ -79,7 +79,8 @@ class Guests(Workload):
         return os.path.join(self.folder, f"guest-{i}.{what}")
 
     def _said(self, i, text):
-        return text in read(self._path(i, "serial"))
+        path = self._path(i, "serial")
+        return os.path.exists(path) and text in read(path)
 
     def _boot(self, contender, i):
         file = lambda name: os.path.join(self.image, name)

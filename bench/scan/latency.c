@@ -2,7 +2,7 @@
 /*
  * A client of a redis-server that does not wait for its answers:
  *
- *   scan-latency SOCKET fill KEYS
+ *   scan-latency SOCKET fill|check KEYS            writes, or reads, each key once
  *   scan-latency SOCKET load KEYS RATE SECONDS     prints one JSON object
  *
  * Requests are due at times drawn beforehand (Poisson, RATE a second), nine GETs to one
@@ -136,7 +136,7 @@ static void receive(struct connection *c)
 	c->have -= at;
 }
 
-static void fill(uint32_t keys)
+static void each(uint32_t keys, bool set)
 {
 	struct connection *c = &connection[0];
 
@@ -147,7 +147,7 @@ static void fill(uint32_t keys)
 			receive(c);
 			nanosleep(&t, NULL);
 		}
-		ask(c, k, true, 0);
+		ask(c, k, set, 0);
 	}
 	while (c->tail != c->head)
 		receive(c);
@@ -221,15 +221,15 @@ static void report(void)
 
 int main(int argc, char **argv)
 {
-	bool filling = argc == 4 && strcmp(argv[2], "fill") == 0;
+	bool each_once = argc == 4;
 
-	if (!filling && argc != 6)
+	if (!each_once && argc != 6)
 		return 2;
 	prctl(PR_SET_TIMERSLACK, 1);
-	for (unsigned i = 0; i < (filling ? 1 : CONNECTIONS); i++)
+	for (unsigned i = 0; i < (each_once ? 1 : CONNECTIONS); i++)
 		connect_to(&connection[i], argv[1]);
-	if (filling) {
-		fill((uint32_t)atoi(argv[3]));
+	if (each_once) {
+		each((uint32_t)atoi(argv[3]), strcmp(argv[2], "fill") == 0);
 		return wrong ? 1 : 0;
 	}
 	room = (size_t)(atof(argv[4]) * atof(argv[5]) * 1.5) + 1000;

@@ -119,8 +119,11 @@ class Programs:
 
     def output(self, name, *words, **options):
         """What a tool of ours prints."""
-        return subprocess.run([self.tool(name), *map(str, words)], check=True, text=True,
-                              stdout=subprocess.PIPE, **options).stdout
+        done = subprocess.run([self.tool(name), *map(str, words)], check=False, text=True,
+                              stdout=subprocess.PIPE, **options)
+        if done.returncode:
+            raise Failed(f"scan-{name} {words}: status {done.returncode} {done.stdout}")
+        return done.stdout
 
     def frames(self, pids):
         return json.loads(self.output("frames", *pids))

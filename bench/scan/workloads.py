@@ -203,4 +203,4 @@ class Redis(Workload):
     def check(self):
         """Reads by the client that knows each value."""
         for i in range(self.count):
-            self.programs.output("latency", self.socket(i), "load", self.keys, 3000, 1)
+            self.programs.output("latency", self.socket(i), "check", self.keys)

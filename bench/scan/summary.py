@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From samples to the figures of the tables: of one workload, all its contenders.
+
+The level is the memory of the arm in which nobody merges; saved is by how much an arm is
+below it, so that what a program needs more under samepage counts as well. Mergeable is the
+most that any contender has saved in the end.
+"""
+from statistics import median
+
+MIB = 1 << 20
+
+
+class Figures:
+    """One contender on one workload; medians over repetitions. None: not reached."""
+
+    def __init__(self, name, results, level, mergeable):
+        self.name, self.results = name, results
+        self.saved = median(saved_in_the_end(r, level) for r in results)
+        self.above = median(r.rows[0].used for r in results) - level
+        rows = [(r, next((x for x in r.rows if level - x.used >= 0.9 * mergeable), None))
+                for r in results]
+        reached = [(r, x) for r, x in rows if x] if all(x for _, x in rows) else []
+        self.seconds = median(r.seconds(x) for r, x in reached) if reached else None
+        self.cpu = median(r.cpu(x) for r, x in reached) if reached else None
+        self.own = [(r, next(x for x in r.rows
+                             if level - x.used >= 0.9 * saved_in_the_end(r, level) or
+                             x is r.rows[-1])) for r in results]
+        self.own_seconds = median(r.seconds(x) for r, x in self.own)
+        self.own_cpu = median(r.cpu(x) for r, x in self.own)
+        self.all_cpu = median(r.cpu(r.rows[-1]) for r in results)
+        self.all_seconds = median(r.seconds(r.rows[-1]) for r in results)
+        self.broker_cpu = median(r.rows[-1].broker - r.rows[0].broker for r in results)
+        groups = [r.group_cpu for r in results if r.group_cpu is not None]
+        self.group_cpu = median(groups) if groups else None
+        self.merged = median(merged_pages(r) for r in results)
+        self.frames = median(freed_frames(r) for r in results)
+        maps = median(r.after["mappings"] - r.before["mappings"] for r in results)
+        self.vmas_a_page = maps / self.merged if self.merged else 0
+        self.most_vmas = max(max(r.vmas) for r in results)
+        self.runs = results[-1].after["runs"]
+
+
+def saved_in_the_end(result, level):
+    last = [level - r.used for r in result.rows if r.time > result.rows[-1].time - 1]
+    return median(last)
+
+
+def merged_pages(result):
+    """Pages that map KSM's frames or samepage's store, by pagemap."""
+    return result.after["ksm"] + result.after["store_pages"]
+
+
+def freed_frames(result):
+    """Frames of the processes' private memory that are not needed any more, store's off."""
+    store = (result.rows[-1].memory["shmem"] - result.rows[0].memory["shmem"]) / 4096
+    return result.before["frames"] - result.after["frames"] - store
+
+
+class Summary:
+    """of: {contender: Figures}, in the order of measuring."""
+
+    def __init__(self, workload, results):
+        self.workload = workload
+        names = list(dict.fromkeys(r.contender for r in results))
+        nothing = [r for r in results if r.contender == "nothing"]
+        self.level = median(median(x.used for x in r.rows) for r in nothing)
+        self.mergeable = max(
+            median(saved_in_the_end(r, self.level) for r in results if r.contender == n)
+            for n in names)
+        self.of = {n: Figures(n, [r for r in results if r.contender == n], self.level,
+                              self.mergeable) for n in names}
+
+    def ratio(self, field, other="ksmd"):
+        """samepage's part of ksmd's, None where one of the two is missing."""
+        a, b = self.of.get("samepage"), self.of.get(other)
+        a, b = a and getattr(a, field), b and getattr(b, field)
+        return a / b if a is not None and b else None
