@@ -57,6 +57,7 @@ struct broker_config {
 	uint32_t domains_per_uid_max;
 	int64_t socket_gid;        /* -1: the socket is for everybody */
 	int64_t lend_gid;          /* BROKER_LEND_*, or a group */
+	struct core_scan_config scan; /* for clients */
 	int listen_fd; /* -1, or from the service manager */
 	int ready_fd;  /* -1, or to be told */
 	bool on_demand;
@@ -74,11 +75,19 @@ struct broker_op;
 TAILQ_HEAD(broker_target_list, broker_target);
 TAILQ_HEAD(broker_part_list, broker_part);
 
+/* Of a user, for the scanners in all of the user's processes (pause.c). */
+enum broker_word {
+	BROKER_WORD_NONE,
+	BROKER_WORD_PAUSE,
+	BROKER_WORD_RESUME,
+};
+
 /* What a user has in all domains together; lives as long as one of them (quota.c). */
 struct broker_user {
 	TAILQ_ENTRY(broker_user) link;
 	uid_t uid;
 	uint32_t domains;
+	enum broker_word word;
 	uint64_t slots;
 	uint64_t fds;
 };
@@ -147,6 +156,10 @@ struct broker_session {
 	int offer_fd;           /* -1, or waiting its turn: nothing is read meanwhile */
 	TAILQ_ENTRY(broker_session) offer_link;
 	struct core_wire_report report; /* the last one */
+	uint64_t standing_round;  /* of the scanners' table, and how many it has reported in it */
+	uint64_t standing_tags;
+	uint64_t standing_from;   /* ... and since then: so many at most in a minute */
+	uint64_t standing_taken;
 
 	/* requests of ours (request.c) */
 	bool owes;              /* the one REQUEST under way is unanswered */
@@ -175,6 +188,7 @@ struct broker {
 	int uffd_fd;         /* -1, or /dev/userfaultfd, lent to clients */
 	int64_t overflow_uid;
 	bool stop;
+	bool paused;         /* all scanners, but of users who have said otherwise */
 	bool socket_made;
 	struct stat socket_file; /* then: what it was when we made it */
 	struct broker_session_list sessions, doomed, offers;
@@ -217,6 +231,8 @@ void broker_session_watch(struct broker_session *s);
 size_t broker_client_ring_span(void); /* bytes of a session's mapping of its ring */
 void broker_client_hello(struct broker_session *s, const struct core_wire_hello *hello);
 void broker_client_message(struct broker_session *s, const void *packet, int fd);
+/* It goes: what it reported is of nobody any more. */
+void broker_client_standing_gone(struct broker_session *s);
 /* Adopt what the first in line offers. */
 void broker_client_adopt_one(struct broker *b);
 
@@ -272,6 +288,12 @@ void broker_control_deliver(struct broker_session *s);
 uint64_t broker_control_tick(struct broker *b);
 bool broker_control_may_touch(const struct broker_session *asker, uid_t uid);
 
+/* pause.c */
+/* Remember what this operation says about processes to come, if it does. */
+void broker_pause_note(struct broker *b, uid_t asker, uint32_t op, uint32_t ctl_flags);
+/* Do the domain's scanners rest? */
+bool broker_pause_holds(const struct broker *b, const struct broker_domain *d);
+
 /* report.c: the broker's own numbers. */
 void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end);
 /* Can a process on this machine have these numbers? */
@@ -297,7 +319,7 @@ enum broker_log_kind {
 void broker_log(enum broker_log_kind kind, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* options.c: 0 go on, 1 done (help, version), -1 wrong. */
+/* options.c, with the file of settings.c: 0 go on, 1 done (help, version), -1 wrong. */
 int broker_options(struct broker_config *config, int argc, char **argv);
 
 #endif

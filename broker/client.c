@@ -133,6 +133,9 @@ static void welcome_client(struct broker_session *s, const struct core_wire_hell
 	w.cand_bytes = core_cand_bytes(s->broker->config.cand_max_pages);
 	w.layout_seed = d->layout_seed;
 	w.generation = ix->header->generation;
+	w.scan = s->broker->config.scan;
+	if (broker_pause_holds(s->broker, d))
+		w.flags |= CORE_WIRE_WELCOME_PAUSED;
 	if ((hello->flags & CORE_WIRE_HELLO_WANT_UFFD) && fds[3] >= 0 && may_borrow(s)) {
 		w.flags |= CORE_WIRE_WELCOME_HAS_UFFD;
 		nfds = 4;
@@ -194,8 +197,12 @@ static void hello_control(struct broker_session *s, const struct core_wire_hello
 	s->state = BROKER_SESSION_CONTROL;
 	s->broker->greeting_count--;
 	welcome_fill(s, &w, hello->h.seq);
-	if (d)
+	w.scan = s->broker->config.scan;
+	if (d) {
 		w.layout_seed = d->layout_seed;
+		if (broker_pause_holds(s->broker, d))
+			w.flags |= CORE_WIRE_WELCOME_PAUSED;
+	}
 	if (d && d->store)
 		w.generation = broker_store_index(d->store)->header->generation;
 	broker_packet_send(s, &w, sizeof(w), NULL, 0, 0);
@@ -289,6 +296,49 @@ void broker_client_adopt_one(struct broker *b)
 	broker_session_watch(s);
 }
 
+/*
+ * One session cannot fill the table more than once in a minute; what is beyond that is
+ * not taken, and reported again in the table's next round.
+ */
+static void standing(struct broker_session *s, const struct core_wire_tags *m)
+{
+	struct broker_store *st = s->domain->store;
+	uint64_t round = broker_store_standing_round(st), left, now = s->broker->now;
+	uint32_t count = m->count;
+
+	if (round != s->standing_round)
+		s->standing_tags = 0;
+	s->standing_round = round;
+	if (s->standing_taken == 0 || now >= s->standing_from + 60 * BROKER_SECOND_USEC) {
+		s->standing_from = now;
+		s->standing_taken = 0;
+	}
+	left = s->broker->config.cand_max_pages - s->standing_taken;
+	if (count > left)
+		count = (uint32_t)left;
+	s->standing_taken += count;
+	s->standing_tags += count;
+	broker_store_standing(st, m->tag, count, now);
+}
+
+void broker_client_standing_gone(struct broker_session *s)
+{
+	struct broker_store *st = s->domain->store;
+
+	if (s->domain->clients == 0)
+		broker_store_standing_end(st);
+	else if (s->standing_round == broker_store_standing_round(st))
+		broker_store_standing_gone(st, s->standing_tags);
+}
+
+static void tags(struct broker_session *s, const struct core_wire_tags *m)
+{
+	if (m->flags & CORE_WIRE_TAGS_STANDING)
+		standing(s, m);
+	else
+		broker_store_tags(s->domain->store, m->tag, m->count);
+}
+
 void broker_client_message(struct broker_session *s, const void *packet, int fd)
 {
 	const struct core_wire_header *h = packet;
@@ -309,8 +359,7 @@ void broker_client_message(struct broker_session *s, const void *packet, int fd)
 		segment_get(s, packet);
 		break;
 	case CORE_WIRE_TAGS:
-		broker_store_tags(s->domain->store, ((const struct core_wire_tags *)packet)->tag,
-				  ((const struct core_wire_tags *)packet)->count);
+		tags(s, packet);
 		break;
 	case CORE_WIRE_RESULT:
 		report = ((const struct core_wire_result *)packet)->report;

@@ -389,6 +389,7 @@ void broker_control_message(struct broker_session *s, const struct core_wire_ctl
 		send_end(s, ctl->h.seq, -ENOMEM, 0);
 		return;
 	}
+	broker_pause_note(b, s->peer.uid, ctl->op, ctl->flags);
 	op->asker = s;
 	op->id = ++b->last_op_id;
 	op->seq = ctl->h.seq;

@@ -1,49 +1,51 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The command line of samepaged; man/samepaged.8 explains it. */
+/*
+ * The command line of samepaged; man/samepaged.8 explains it. It is read twice: for the
+ * name of the file with settings, and, after that file, again, so that it wins.
+ */
 #include <getopt.h>
-#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "broker/broker.h"
-
-#define SECONDS_MAX (UINT64_C(365) * 24 * 3600)
+#include "broker/settings.h"
 
 enum option_id {
-	OPT_SOCKET = 1000,
+	OPT_SETTING = 1000, /* and as many more as there are settings */
+	OPT_CONFIG = OPT_SETTING + BROKER_SETTINGS,
 	OPT_ON_DEMAND,
-	OPT_IDLE_EXIT,
 	OPT_READY_FD,
-	OPT_STORE_MAX,
-	OPT_STORE_TOTAL,
-	OPT_CLIENT_MAX,
-	OPT_SESSIONS_MAX,
-	OPT_TRIM_INTERVAL,
-	OPT_LINGER,
-	OPT_REQUEST_TIMEOUT,
-	OPT_LEND_USERFAULTFD,
-	OPT_SOCKET_GROUP,
 	OPT_FOREGROUND,
 	OPT_HELP,
 	OPT_VERSION,
 };
 
+#define SETTING(name, setting) { name, required_argument, NULL, OPT_SETTING + (setting) }
+#define SCAN(name, setting) SETTING(name, BROKER_SETTING_SCAN + (setting))
+
 static const struct option long_options[] = {
-	{ "socket", required_argument, NULL, OPT_SOCKET },
+	SETTING("socket", BROKER_SETTING_SOCKET),
+	SETTING("socket-group", BROKER_SETTING_SOCKET_GROUP),
+	SETTING("lend-userfaultfd", BROKER_SETTING_LEND),
+	SETTING("store-max", BROKER_SETTING_STORE_MAX),
+	SETTING("store-total", BROKER_SETTING_STORE_TOTAL),
+	SETTING("client-max", BROKER_SETTING_CLIENT_MAX),
+	SETTING("sessions-max", BROKER_SETTING_SESSIONS_MAX),
+	SETTING("idle-exit", BROKER_SETTING_IDLE_EXIT),
+	SETTING("trim-interval", BROKER_SETTING_TRIM_INTERVAL),
+	SETTING("linger", BROKER_SETTING_LINGER),
+	SETTING("request-timeout", BROKER_SETTING_REQUEST_TIMEOUT),
+	SCAN("scan", CORE_SCAN_SETTING_SCAN),
+	SCAN("scan-cpu-percent", CORE_SCAN_SETTING_CPU),
+	SCAN("scan-map-percent", CORE_SCAN_SETTING_MAPS),
+	SCAN("scan-first-msec", CORE_SCAN_SETTING_FIRST),
+	SCAN("scan-most-msec", CORE_SCAN_SETTING_MOST),
+	SCAN("scan-tracker", CORE_SCAN_SETTING_TRACKER),
+	SCAN("scan-huge-percent", CORE_SCAN_SETTING_HUGE),
+	{ "config", required_argument, NULL, OPT_CONFIG },
 	{ "on-demand", no_argument, NULL, OPT_ON_DEMAND },
-	{ "idle-exit", required_argument, NULL, OPT_IDLE_EXIT },
 	{ "ready-fd", required_argument, NULL, OPT_READY_FD },
-	{ "store-max", required_argument, NULL, OPT_STORE_MAX },
-	{ "store-total", required_argument, NULL, OPT_STORE_TOTAL },
-	{ "client-max", required_argument, NULL, OPT_CLIENT_MAX },
-	{ "sessions-max", required_argument, NULL, OPT_SESSIONS_MAX },
-	{ "trim-interval", required_argument, NULL, OPT_TRIM_INTERVAL },
-	{ "linger", required_argument, NULL, OPT_LINGER },
-	{ "request-timeout", required_argument, NULL, OPT_REQUEST_TIMEOUT },
-	{ "lend-userfaultfd", required_argument, NULL, OPT_LEND_USERFAULTFD },
-	{ "socket-group", required_argument, NULL, OPT_SOCKET_GROUP },
 	{ "foreground", no_argument, NULL, OPT_FOREGROUND },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -54,6 +56,7 @@ static void help(void)
 {
 	printf("Usage: samepaged [OPTION]...\n"
 	       "The broker of samepage: keeps the shared pages of its clients.\n\n"
+	       "  --config FILE            settings (default " BROKER_CONFIG_PATH ", if there)\n"
 	       "  --socket PATH            listen here instead of the usual place\n"
 	       "  --on-demand              exit when nobody has been connected for a while\n"
 	       "  --idle-exit SECONDS      how long a while is (default 5 with --on-demand)\n"
@@ -68,135 +71,13 @@ static void help(void)
 	       "  --request-timeout SECONDS  a client may take for an operation (default 120)\n"
 	       "  --lend-userfaultfd yes|no|GROUP  who may have /dev/userfaultfd (default yes)\n"
 	       "  --socket-group GROUP     only root and GROUP may connect\n"
+	       "  --scan on|off            do clients merge by themselves (default on)\n"
+	       "  --scan-cpu-percent N, --scan-map-percent N, --scan-first-msec N,\n"
+	       "  --scan-most-msec N, --scan-tracker T, --scan-huge-percent N\n"
+	       "                           how: see samepaged.conf(5)\n"
 	       "  --foreground             do not detach; the default\n"
 	       "  --help, --version\n\n"
 	       "BYTES may have a suffix K, M, G or T. See samepaged(8).\n");
-}
-
-/* The number and the text behind it, or false. */
-static bool parse_number(const char *text, uint64_t max, uint64_t *value, const char **rest)
-{
-	char *end;
-
-	if (text[0] < '0' || text[0] > '9')
-		return false;
-	*value = strtoull(text, &end, 10);
-	*rest = end;
-	return *value <= max;
-}
-
-static bool parse_plain(const char *text, uint64_t max, uint64_t *value)
-{
-	const char *rest;
-
-	return parse_number(text, max, value, &rest) && *rest == '\0';
-}
-
-static bool parse_seconds(const char *text, uint64_t *usec)
-{
-	uint64_t seconds;
-
-	if (!parse_plain(text, SECONDS_MAX, &seconds))
-		return false;
-	*usec = seconds * BROKER_SECOND_USEC;
-	return true;
-}
-
-/* Bytes to slots, at least one. */
-static bool parse_slots(const char *text, uint64_t *slots)
-{
-	static const char suffixes[] = "KMGT";
-	const char *rest, *suffix;
-	unsigned shift = 0;
-	uint64_t n;
-
-	if (!parse_number(text, UINT64_MAX >> 1, &n, &rest))
-		return false;
-	if (*rest != '\0') {
-		suffix = strchr(suffixes, *rest);
-		if (!suffix || rest[1] != '\0')
-			return false;
-		shift = 10 * (unsigned)(suffix - suffixes + 1);
-	}
-	if (n > (UINT64_MAX >> 1) >> shift)
-		return false;
-	*slots = (n << shift) / sys_page_bytes();
-	if (*slots >= CORE_SLOT_NONE)
-		*slots = CORE_SLOT_NONE - 1;
-	return *slots > 0;
-}
-
-/* A name or a number. */
-static bool parse_group(const char *text, int64_t *gid)
-{
-	const struct group *g = getgrnam(text);
-	uint64_t n;
-
-	if (g) {
-		*gid = g->gr_gid;
-		return true;
-	}
-	if (!parse_plain(text, UINT32_MAX - 1, &n))
-		return false;
-	*gid = (int64_t)n;
-	return true;
-}
-
-static bool parse_lend(const char *text, int64_t *gid)
-{
-	if (strcmp(text, "yes") == 0)
-		*gid = BROKER_LEND_ALL;
-	else if (strcmp(text, "no") == 0)
-		*gid = BROKER_LEND_NONE;
-	else
-		return parse_group(text, gid);
-	return true;
-}
-
-static bool parse_one(struct broker_config *c, int id, const char *arg)
-{
-	uint64_t n;
-
-	switch (id) {
-	case OPT_SOCKET:
-		if (strlen(arg) == 0 || strlen(arg) >= sizeof(c->socket_path))
-			return false;
-		strcpy(c->socket_path, arg);
-		return true;
-	case OPT_READY_FD:
-		if (!parse_plain(arg, INT32_MAX, &n))
-			return false;
-		c->ready_fd = (int)n;
-		return true;
-	case OPT_SESSIONS_MAX:
-		if (!parse_plain(arg, 1000000, &n) || n == 0)
-			return false;
-		c->sessions_per_uid_max = (uint32_t)n;
-		return true;
-	case OPT_STORE_MAX:
-		return parse_slots(arg, &c->store_max_slots);
-	case OPT_STORE_TOTAL:
-		return parse_slots(arg, &c->store_total_slots);
-	case OPT_LEND_USERFAULTFD:
-		return parse_lend(arg, &c->lend_gid);
-	case OPT_SOCKET_GROUP:
-		return parse_group(arg, &c->socket_gid);
-	case OPT_CLIENT_MAX:
-		return parse_slots(arg, &c->client_max_slots);
-	case OPT_IDLE_EXIT:
-		return parse_seconds(arg, &c->idle_exit_usec);
-	case OPT_TRIM_INTERVAL:
-		return parse_seconds(arg, &c->trim_interval_usec) && c->trim_interval_usec > 0;
-	case OPT_LINGER:
-		return parse_seconds(arg, &c->linger_usec);
-	case OPT_REQUEST_TIMEOUT:
-		return parse_seconds(arg, &c->request_timeout_usec) && c->request_timeout_usec > 0;
-	case OPT_ON_DEMAND:
-		c->on_demand = true;
-		return true;
-	default:
-		return id == OPT_FOREGROUND;
-	}
 }
 
 static void defaults(struct broker_config *c)
@@ -241,13 +122,41 @@ static void fill_in_quotas(struct broker_config *c)
 		c->store_total_slots = c->store_max_slots / 7 * 8 + 8;
 }
 
-/* Returns 0 to go on, 1 when all is done, -1 when the command line is wrong. */
-int broker_options(struct broker_config *c, int argc, char **argv)
+static bool set_ready_fd(struct broker_config *c, const char *text)
+{
+	char *end;
+	long n = strtol(text, &end, 10);
+
+	if (text[0] < '0' || text[0] > '9' || *end || n > INT32_MAX)
+		return false;
+	c->ready_fd = (int)n;
+	return true;
+}
+
+static bool take_option(struct broker_config *c, int id, const char *name, const char *value)
+{
+	unsigned s = (unsigned)(id - OPT_SETTING);
+
+	if (id == OPT_ON_DEMAND) {
+		c->on_demand = true;
+	} else if (id == OPT_READY_FD && !set_ready_fd(c, value)) {
+		fprintf(stderr, "samepaged: --%s: bad value %s\n", name, value);
+		return false;
+	} else if (s < BROKER_SETTINGS && !broker_setting_set(c, (enum broker_setting)s, value)) {
+		fprintf(stderr, "samepaged: --%s: bad value %s; allowed: %s\n", name, value,
+			broker_setting_allowed((enum broker_setting)s));
+		return false;
+	}
+	return true;
+}
+
+/* Once through the command line: 0, 1, -1 as broker_options(). */
+static int take_options(struct broker_config *c, int argc, char **argv, const char **config)
 {
 	int at = 0;
 	int id;
 
-	defaults(c);
+	optind = 0; /* glibc: from the beginning */
 	while ((id = getopt_long(argc, argv, "", long_options, &at)) != -1) {
 		if (id == OPT_HELP) {
 			help();
@@ -257,18 +166,43 @@ int broker_options(struct broker_config *c, int argc, char **argv)
 			printf("samepaged %s\n", SAMEPAGE_VERSION);
 			return 1;
 		}
-		if (id == '?')
+		if (id == OPT_CONFIG)
+			*config = optarg;
+		if (id == '?' || !take_option(c, id, long_options[at].name, optarg))
 			return -1;
-		if (!parse_one(c, id, optarg)) {
-			fprintf(stderr, "samepaged: --%s: bad value %s\n", long_options[at].name,
-				optarg);
-			return -1;
-		}
 	}
 	if (optind < argc) {
 		fprintf(stderr, "samepaged: what is %s?\n", argv[optind]);
 		return -1;
 	}
+	return 0;
+}
+
+static bool settings_fit(const struct broker_config *c)
+{
+	const struct core_scan_config *scan = &c->scan;
+
+	if (!scan->first_msec || !scan->most_msec || scan->first_msec <= scan->most_msec)
+		return true;
+	fprintf(stderr, "samepaged: scan_first_msec (%u) is more than scan_most_msec (%u)\n",
+		(unsigned)scan->first_msec, (unsigned)scan->most_msec);
+	return false;
+}
+
+/* Returns 0 to go on, 1 when all is done, -1 when something is wrong. */
+int broker_options(struct broker_config *c, int argc, char **argv)
+{
+	const char *config = NULL;
+	int r;
+
+	defaults(c);
+	r = take_options(c, argc, argv, &config);
+	if (r != 0)
+		return r;
+	defaults(c);
+	if (!broker_settings_read(c, config) || take_options(c, argc, argv, &config) != 0 ||
+	    !settings_fit(c))
+		return -1;
 	if (c->on_demand && c->idle_exit_usec == BROKER_NEVER)
 		c->idle_exit_usec = 5 * BROKER_SECOND_USEC;
 	fill_in_quotas(c);

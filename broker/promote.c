@@ -108,6 +108,7 @@ static void publish(struct batch *b, struct broker_segment *seg, unsigned k, uns
 			close_gap(st, seg, end - k - 1);
 			continue;
 		}
+		broker_cand_promoted(st, b->tag[k]);
 		b->slot[b->which[k]] = number;
 		b->reason[b->which[k]] = CORE_WIRE_SLOT_NEW;
 		b->fresh++;
@@ -164,6 +165,7 @@ static void take(struct batch *b, unsigned i, const uint8_t *from, bool backed)
 	b->slot[i] = broker_slot_find(st, tag, page, scratch(st, BROKER_BATCH_PAGES));
 	b->reason[i] = CORE_WIRE_SLOT_KNOWN;
 	if (b->slot[i] != CORE_SLOT_NONE) {
+		broker_cand_promoted(st, tag); /* reported by who did not know of the slot yet */
 		st->counted.submissions_known++;
 		return;
 	}

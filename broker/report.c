@@ -38,11 +38,13 @@ static uint64_t private_bytes(void)
 	return (resident - shared) * sys_page_bytes();
 }
 
-static void add_domain(struct core_wire_ctl_end *end, const struct broker_domain *d)
+static void add_domain(struct core_wire_ctl_end *end, const struct broker *b,
+		       const struct broker_domain *d)
 {
 	struct broker_store_stats stats;
 
 	end->domains++;
+	end->paused += broker_pause_holds(b, d);
 	if (!d->store)
 		return;
 	broker_store_stats(d->store, &stats);
@@ -52,6 +54,7 @@ static void add_domain(struct core_wire_ctl_end *end, const struct broker_domain
 	end->store_bytes += stats.store_bytes;
 	end->index_bytes += stats.index_bytes;
 	end->candidates += stats.candidates;
+	end->standing += stats.standing;
 	end->submissions += stats.submissions;
 	end->submissions_known += stats.submissions_known;
 	end->quota_refusals += stats.quota_refusals;
@@ -59,6 +62,7 @@ static void add_domain(struct core_wire_ctl_end *end, const struct broker_domain
 
 #define USEC_MAX (UINT64_C(10) * 366 * 24 * 3600 * BROKER_SECOND_USEC)
 #define EVER_MAX (UINT64_C(1) << 48)
+#define SUM_MAX (UINT64_C(1) << 58) /* of times, and of what a look costs nothing for */
 #define VMAS_MAX (UINT32_C(1) << 31)
 #define PTE_BYTES 8
 
@@ -77,6 +81,29 @@ static bool result_possible(const struct samepage_result *r, uint64_t pages_max,
 	return ok;
 }
 
+static bool scan_possible(const struct core_scan_counters *c, uint64_t bytes_max)
+{
+	const uint64_t now[] = { c->pages_tracked_now, c->pages_merged_now, c->pages_unshared_now,
+				 c->pages_volatile_now, c->pages_waiting_now };
+	const uint64_t ever[] = { c->full_scans, c->pages_changed, c->pages_hashed,
+				  c->pages_candidate, c->pages_promoted, c->promoted_in_vain,
+				  c->pages_merged, c->pages_broken, c->broken_soon, c->huge_split,
+				  c->huge_kept, c->held_cpu, c->held_maps };
+	const uint64_t sums[] = { c->pages_scanned, c->pages_skipped, c->broken_msec,
+				  c->stable_msec };
+	bool ok = c->tracker <= CORE_SCAN_TRACKER_CHECKSUM && c->paused <= 1 &&
+		  c->metadata_bytes <= bytes_max && c->cpu_usec <= USEC_MAX &&
+		  c->stable_msec_max <= USEC_MAX / 1000;
+
+	for (size_t i = 0; i < sizeof(now) / sizeof(now[0]); i++)
+		ok &= now[i] <= bytes_max / PTE_BYTES;
+	for (size_t i = 0; i < sizeof(ever) / sizeof(ever[0]); i++)
+		ok &= ever[i] <= EVER_MAX;
+	for (size_t i = 0; i < sizeof(sums) / sizeof(sums[0]); i++)
+		ok &= sums[i] <= SUM_MAX;
+	return ok;
+}
+
 bool broker_report_possible(const struct core_wire_report *r)
 {
 	struct sysinfo machine = { 0 };
@@ -91,7 +118,8 @@ bool broker_report_possible(const struct core_wire_report *r)
 	       r->pages_owned <= bytes_max / PTE_BYTES && r->cpu_usec <= USEC_MAX &&
 	       r->zero_pages <= EVER_MAX &&
 	       result_possible(&r->last, bytes_max / PTE_BYTES, VMAS_MAX) &&
-	       result_possible(&r->total, EVER_MAX, (int64_t)EVER_MAX);
+	       result_possible(&r->total, EVER_MAX, (int64_t)EVER_MAX) &&
+	       scan_possible(&r->scan, bytes_max);
 }
 
 void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_end *end)
@@ -102,7 +130,7 @@ void broker_report_end(const struct broker_session *asker, struct core_wire_ctl_
 
 	TAILQ_FOREACH(d, &b->domains, link) {
 		if (broker_control_may_touch(asker, d->uid))
-			add_domain(end, d);
+			add_domain(end, b, d);
 	}
 	TAILQ_FOREACH(s, &b->sessions, link) {
 		if (s->state == BROKER_SESSION_CLIENT &&

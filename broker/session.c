@@ -148,8 +148,10 @@ void broker_session_drop(struct broker_session *s)
 	if (s->ring)
 		sys->munmap((void *)(uintptr_t)s->ring, broker_client_ring_span());
 	s->ring = NULL;
-	if (s->domain)
+	if (s->domain) {
 		broker_domain_leave(b, s->domain);
+		broker_client_standing_gone(s);
+	}
 	s->domain = NULL;
 	bury(s);
 	TAILQ_REMOVE(&b->sessions, s, link);

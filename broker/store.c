@@ -1,20 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The store as a whole: shared tables, life and death, candidates, numbers.
+ * The store as a whole: shared tables, life and death, numbers.
  *
  * Index. Written through the mapping that existed before F_SEAL_FUTURE_WRITE;
  * nobody else can ever make a writable one (I4).
  *
- * Candidate table. Its size is chosen once, for max_cand_pages, so a client that
- * has it mapped never has to be told of another; a crowded table drops
- * fingerprints, which costs merges that come later and nothing else. A round is
- * cleared by giving the memory back to the kernel (MADV_REMOVE), because a scan
- * touches every page of it and a broker at rest should not carry that. The seal
- * FUTURE_WRITE would forbid it, so this file has none: clients get it opened
- * read-only with mode 0444, which root and the broker's own user could get
- * around. Whoever does can write nothing there that TAGS could not say as well:
- * counts are hints, and everybody takes the size from a checked copy of their
- * own.
+ * The candidate tables: cand.c.
  */
 #include "broker/store.h"
 
@@ -27,10 +18,6 @@
 
 #include "broker/store_impl.h"
 #include "sys/sys.h"
-
-#ifndef MADV_REMOVE
-#define MADV_REMOVE 9
-#endif
 
 static int shm_new(struct broker_shm *shm, const char *name, size_t bytes, unsigned seals)
 {
@@ -98,15 +85,10 @@ static int index_new(struct broker_store *st)
 
 static int cand_new(struct broker_store *st)
 {
-	size_t bytes = core_cand_bytes(st->params.max_cand_pages);
-	int r = shm_new(&st->cand_shm, "samepage-cand", bytes, 0);
+	int r = shm_new(&st->cand_shm, "samepage-cand",
+			2 * core_cand_bytes(st->params.max_cand_pages), 0);
 
-	if (r < 0)
-		return r;
-	r = back_first_page(&st->cand_shm, st->page_bytes);
-	if (r < 0)
-		return r;
-	return core_cand_init(&st->cand, st->cand_shm.mem, bytes);
+	return r < 0 ? r : broker_cand_init(st);
 }
 
 static int scratch_new(struct broker_store *st)
@@ -175,32 +157,8 @@ void broker_store_free(struct broker_store *st)
 		sys->close(st->uffd);
 	shm_free(&st->index_shm);
 	shm_free(&st->cand_shm);
+	free(st->cand_backed);
 	free(st);
-}
-
-void broker_store_tags(struct broker_store *st, const uint32_t *tag, unsigned count)
-{
-	for (unsigned i = 0; i < count; i++)
-		core_cand_add(&st->cand, tag[i]);
-}
-
-/* What core_cand_clear() does, without allocating the whole table by writing zeros. */
-void broker_store_round(struct broker_store *st)
-{
-	struct core_cand_header *header = st->cand.header;
-	size_t keep = st->page_bytes > CORE_CAND_HEADER_BYTES ? st->page_bytes :
-								CORE_CAND_HEADER_BYTES;
-	uint8_t *mem = st->cand_shm.mem;
-
-	if (st->cand_shm.bytes > keep &&
-	    sys->madvise(mem + keep, st->cand_shm.bytes - keep, MADV_REMOVE) < 0) {
-		core_cand_clear(&st->cand);
-		return;
-	}
-	memset(mem + CORE_CAND_HEADER_BYTES, 0, keep - CORE_CAND_HEADER_BYTES);
-	atomic_store_explicit(&header->entries, 0, memory_order_relaxed);
-	atomic_store_explicit(&header->dropped, 0, memory_order_relaxed);
-	atomic_fetch_add_explicit(&header->round, 1, memory_order_relaxed);
 }
 
 int broker_store_index_fd(const struct broker_store *st)
@@ -218,11 +176,6 @@ const struct core_index *broker_store_index(const struct broker_store *st)
 	return &st->index;
 }
 
-const struct core_cand *broker_store_cand(const struct broker_store *st)
-{
-	return &st->cand;
-}
-
 static uint64_t shm_used_bytes(const struct broker_shm *shm)
 {
 	struct stat about;
@@ -238,4 +191,6 @@ void broker_store_stats(const struct broker_store *st, struct broker_store_stats
 	stats->store_bytes = st->slots * st->page_bytes;
 	stats->index_bytes = shm_used_bytes(&st->index_shm) + shm_used_bytes(&st->cand_shm);
 	stats->candidates = atomic_load_explicit(&st->cand.header->entries, memory_order_relaxed);
+	stats->standing = atomic_load_explicit(&st->standing.table.header->entries,
+					       memory_order_relaxed);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The store of one domain: append-only segments, the index over them, the
- * candidate table. Used by the daemon (one per domain) and, embedded, inside a
+ * candidate tables. Used by the daemon (one per domain) and, embedded, inside a
  * single process; either way by exactly one thread, the store's only writer.
  *
  * A segment is a sparse memfd of segment_slots pages, sealed SHRINK | GROW |
@@ -35,7 +35,7 @@ struct broker_store;
 
 struct broker_store_params {
 	uint64_t max_slots;       /* quota of the domain */
-	uint64_t max_cand_pages;  /* size of the candidate table; crowded, it drops some */
+	uint64_t max_cand_pages;  /* size of each candidate table; crowded, it drops some */
 	uint64_t seed;            /* random */
 	uint64_t generation;      /* random */
 };
@@ -47,6 +47,7 @@ struct broker_store_stats {
 	uint64_t store_bytes;    /* pages in use by segments that we still hold */
 	uint64_t index_bytes;    /* index and candidates, in use */
 	uint64_t candidates;
+	uint64_t standing;       /* candidates of scanners */
 	uint64_t submissions;
 	uint64_t submissions_known;
 	uint64_t quota_refusals;
@@ -72,15 +73,24 @@ unsigned broker_store_promote(struct broker_store *st, const uint8_t *ring,
 void broker_store_tags(struct broker_store *st, const uint32_t *tag, unsigned count);
 /* A new round of looks begins. */
 void broker_store_round(struct broker_store *st);
+/* Fingerprints of what scanners found still; the table may begin a new round for it. */
+void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigned count,
+			   uint64_t now_usec);
+/* Who had reported so many in this round is gone. */
+void broker_store_standing_gone(struct broker_store *st, uint64_t tags);
+uint64_t broker_store_standing_round(const struct broker_store *st);
+/* All are gone. */
+void broker_store_standing_end(struct broker_store *st);
 
 /* A new read-only open file of a segment; the caller closes it. -ENOENT: gone or never. */
 int broker_store_segment_fd(struct broker_store *st, uint32_t segment);
-/* Read-only fds of index and candidate table, of the store's; do not close. */
+/* Read-only fds of index and of both candidate tables, of the store's; do not close. */
 int broker_store_index_fd(const struct broker_store *st);
 int broker_store_cand_fd(const struct broker_store *st);
 /* The store's own views (embedded use reads them directly). */
 const struct core_index *broker_store_index(const struct broker_store *st);
 const struct core_cand *broker_store_cand(const struct broker_store *st);
+const struct core_cand *broker_store_standing_cand(const struct broker_store *st);
 
 /*
  * Take over a full segment of an earlier broker (I6). fd stays the caller's.

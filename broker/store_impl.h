@@ -40,12 +40,24 @@ struct broker_shm {
 	int ro_fd;
 };
 
+/* The table of scanners, and when it is to be renewed (cand.c). */
+struct broker_standing {
+	struct core_cand table;
+	uint64_t began_usec;      /* the round; 0: with the next tags */
+	uint64_t wait_usec;       /* it lasts so long at least */
+	uint64_t gone;            /* tags that were reported by who is not here any more */
+	uint64_t settled_entries; /* after wait_usec, if `settled` */
+	bool settled;
+};
+
 struct broker_store {
 	struct broker_store_params params;
 	size_t page_bytes;
 	struct broker_shm index_shm, cand_shm;
 	struct core_index index;
 	struct core_cand cand;
+	struct broker_standing standing;
+	uint64_t *cand_backed;  /* a bit for each page of cand_shm that surely has memory */
 	struct broker_segment *segments; /* those held, ascending numbers */
 	size_t segment_count, segment_room;
 	uint32_t next_number;
@@ -65,6 +77,13 @@ struct broker_store {
 int broker_memfd_new(const char *name, size_t bytes, unsigned mode);
 /* A read-only open file of its own, never blocking on a lease that somebody holds. */
 int broker_reopen_ro(int fd);
+
+/* cand.c: over cand_shm, which is there. */
+int broker_cand_init(struct broker_store *st);
+/* Memory for the page with this place in it; false: there is none. */
+bool broker_cand_back(struct broker_store *st, const void *place);
+/* A page with this tag is in the store: scanners find it in the index from now on. */
+void broker_cand_promoted(struct broker_store *st, uint32_t tag);
 
 /* segment.c */
 static inline size_t broker_segment_bytes(const struct broker_store *st)

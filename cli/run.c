@@ -18,6 +18,7 @@
 
 #include "cli/cli.h"
 #include "core/domain.h"
+#include "core/scan_config.h"
 #include "sys/raw.h"
 
 #ifndef CLI_LIBDIR
@@ -25,6 +26,7 @@
 #endif
 #define PRELOAD "libsamepage-preload.so"
 #define RETRIES 40
+#define OPT_SCAN 256 /* and as many as there are settings */
 #define RETRY_NSEC 25000000L
 
 struct run {
@@ -34,6 +36,7 @@ struct run {
 	bool ksm;
 	bool start_broker;
 	const char *socket_path; /* NULL: the usual places */
+	const char *scan[CORE_SCAN_SETTINGS]; /* NULL: of the environment */
 	char **command;
 };
 
@@ -51,6 +54,11 @@ static void usage(FILE *out)
 	      "                               start none; PATH: the one at this socket\n"
 	      "  -k, --ksm                    the program's calls to KSM (madvise, prctl) go to the\n"
 	      "                               kernel as well, and not only to samepage\n"
+	      "  --scan on|off|auto           does it merge by itself, in the background (auto,\n"
+	      "                               the default: unless the broker says off)\n"
+	      "  --scan-cpu-percent N, --scan-map-percent N, --scan-first-msec N,\n"
+	      "  --scan-most-msec N, --scan-tracker T, --scan-huge-percent N\n"
+	      "                               how, in place of the broker's samepaged.conf(5)\n"
 	      "  -h, --help                   print this\n\n"
 	      "See samepage-run(1).\n", out);
 }
@@ -79,6 +87,16 @@ static bool set_option(struct run *r, int c, const char *arg)
 	}
 }
 
+static bool set_scan(struct run *r, enum core_scan_setting setting, const char *arg)
+{
+	struct core_scan_config unused = { 0 };
+
+	r->scan[setting] = arg;
+	return core_scan_setting_set(&unused, setting, arg);
+}
+
+#define SCAN(name, setting) { name, required_argument, NULL, OPT_SCAN + (setting) }
+
 /* -1: go on; else an exit status. */
 static int parse(struct run *r, int argc, char **argv)
 {
@@ -88,15 +106,22 @@ static int parse(struct run *r, int argc, char **argv)
 		{ "layout", required_argument, NULL, 'l' },
 		{ "broker", required_argument, NULL, 'b' },
 		{ "ksm", no_argument, NULL, 'k' },
+		SCAN("scan", CORE_SCAN_SETTING_SCAN),
+		SCAN("scan-cpu-percent", CORE_SCAN_SETTING_CPU),
+		SCAN("scan-map-percent", CORE_SCAN_SETTING_MAPS),
+		SCAN("scan-first-msec", CORE_SCAN_SETTING_FIRST),
+		SCAN("scan-most-msec", CORE_SCAN_SETTING_MOST),
+		SCAN("scan-tracker", CORE_SCAN_SETTING_TRACKER),
+		SCAN("scan-huge-percent", CORE_SCAN_SETTING_HUGE),
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
-	int c;
+	int c, at = 0;
 
 	opterr = 0;
 	r->command = argv;
 	r->start_broker = true;
-	while ((c = getopt_long(argc, argv, "+:d:s:l:b:kh", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "+:d:s:l:b:kh", longs, &at)) != -1) {
 		if (c == 'h') {
 			usage(stdout);
 			return cli_finish(CLI_DONE);
@@ -105,6 +130,15 @@ static int parse(struct run *r, int argc, char **argv)
 			return cli_usage_error("run", "'%s' wants a value", argv[optind - 1]);
 		if (c == '?')
 			return cli_usage_error("run", "unknown option '%s'", argv[optind - 1]);
+		if (c >= OPT_SCAN) {
+			enum core_scan_setting setting = (enum core_scan_setting)(c - OPT_SCAN);
+
+			if (!set_scan(r, setting, optarg))
+				return cli_usage_error("run", "'%s' is no value for --%s (%s)", optarg,
+						       longs[at].name,
+						       core_scan_setting_allowed(setting));
+			continue;
+		}
 		if (!set_option(r, c, optarg))
 			return cli_usage_error("run", "'%s' is no value for %s", optarg,
 					       c == 'd' ? "--domain (letters, digits, . _ -; at most 63)"
@@ -248,6 +282,31 @@ static bool set_library(void)
 	return err == 0;
 }
 
+/* What an outer environment says stays, if it means anything. */
+static bool set_scan_variable(const struct run *r, enum core_scan_setting setting)
+{
+	const char *variable = core_scan_setting_variable(setting);
+	const char *value = r->scan[setting], *inherited = getenv(variable);
+	struct core_scan_config unused = { 0 };
+
+	if (value)
+		return setenv(variable, value, 1) == 0;
+	if (inherited && !core_scan_setting_set(&unused, setting, inherited)) {
+		cli_error("run: %s=%s means nothing; allowed: %s", variable, inherited,
+			  core_scan_setting_allowed(setting));
+		unsetenv(variable);
+	}
+	return setting != CORE_SCAN_SETTING_SCAN || setenv(variable, "auto", 0) == 0;
+}
+
+static bool set_scanning(const struct run *r)
+{
+	for (unsigned i = 0; i < CORE_SCAN_SETTINGS; i++)
+		if (!set_scan_variable(r, (enum core_scan_setting)i))
+			return false;
+	return true;
+}
+
 static void set_settings(const struct run *r, const struct cli_broker *b)
 {
 	const char *socket_path = b->fd >= 0 ? b->path : r->socket_path;
@@ -255,7 +314,7 @@ static void set_settings(const struct run *r, const struct cli_broker *b)
 	if ((socket_path && setenv("SAMEPAGE_SOCKET", socket_path, 1) < 0) ||
 	    (r->domain && setenv("SAMEPAGE_DOMAIN", r->domain, 1) < 0) ||
 	    (r->scope && setenv("SAMEPAGE_SCOPE", r->scope, 1) < 0) ||
-	    (r->ksm && setenv("SAMEPAGE_KSM", "1", 1) < 0) ||
+	    (r->ksm && setenv("SAMEPAGE_KSM", "1", 1) < 0) || !set_scanning(r) ||
 	    /* A place for what the program may say; what was inherited stays. */
 	    setenv("SAMEPAGE_MERGE_ANY", "0", 0) < 0) {
 		cli_error("run: unmerged: %m");

@@ -21,7 +21,6 @@
 #include <errno.h>
 
 #define CAND_VERSION 1
-#define CAND_BUCKET_BYTES (CORE_CAND_WAYS * sizeof(uint32_t))
 #define CAND_BUCKETS_MIN 64u
 #define CAND_BUCKETS_MAX (1u << 30)
 #define CAND_LOAD_PERCENT 75
@@ -78,7 +77,7 @@ size_t core_cand_bytes(uint64_t max_pages)
 
 	while (buckets < CAND_BUCKETS_MAX && buckets / 4 * pages_per_4_buckets < max_pages)
 		buckets *= 2;
-	return CORE_CAND_HEADER_BYTES + (size_t)buckets * CAND_BUCKET_BYTES;
+	return CORE_CAND_HEADER_BYTES + (size_t)buckets * CORE_CAND_BUCKET_BYTES;
 }
 
 static void cand_view(struct core_cand *ct, void *mem, uint32_t buckets)
@@ -94,10 +93,10 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes)
 	size_t room;
 	uint32_t buckets = 1;
 
-	if (!mem || (uintptr_t)mem % CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CAND_BUCKET_BYTES)
+	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKET_BYTES)
 		return -EINVAL;
-	room = (bytes - CORE_CAND_HEADER_BYTES) / CAND_BUCKET_BYTES;
+	room = (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES;
 	while (buckets < CAND_BUCKETS_MAX && buckets * (size_t)2 <= room)
 		buckets *= 2;
 	cand_view(ct, mem, buckets);
@@ -106,6 +105,7 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes)
 	atomic_store_explicit(&ct->header->entries, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->dropped, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->round, 0, memory_order_relaxed);
+	atomic_store_explicit(&ct->header->twins, 0, memory_order_relaxed);
 	ct->header->magic = CORE_CAND_MAGIC;
 	return 0;
 }
@@ -116,15 +116,15 @@ int core_cand_attach(struct core_cand *ct, const void *mem, size_t bytes)
 	const volatile struct core_cand_header *header = mem;
 	uint32_t buckets;
 
-	if (!mem || (uintptr_t)mem % CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CAND_BUCKET_BYTES)
+	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKET_BYTES)
 		return -EPROTO;
 	/* Read once: the other side may change it under our hands. */
 	buckets = header->buckets;
 	if (header->magic != CORE_CAND_MAGIC || header->version != CAND_VERSION)
 		return -EPROTO;
 	if (buckets == 0 || (buckets & (buckets - 1)) != 0 ||
-	    buckets > (bytes - CORE_CAND_HEADER_BYTES) / CAND_BUCKET_BYTES)
+	    buckets > (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES)
 		return -EPROTO;
 	cand_view(ct, (void *)(uintptr_t)mem, buckets);
 	return 0;
@@ -188,6 +188,8 @@ unsigned core_cand_add(struct core_cand *ct, uint32_t tag)
 
 	if (entry) {
 		cand_store(entry, (tag & ~CAND_COUNT_MASK) | 2);
+		/* Who sees that it has moved finds the entry. */
+		atomic_fetch_add_explicit(&ct->header->twins, 1, memory_order_release);
 		return 2;
 	}
 	entry = cand_find_room(&pair);
@@ -199,6 +201,25 @@ unsigned core_cand_add(struct core_cand *ct, uint32_t tag)
 	}
 	cand_store(entry, value);
 	return 1;
+}
+
+void core_cand_remove(struct core_cand *ct, uint32_t tag)
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+	_Atomic uint32_t *entry = cand_find(&pair, tag);
+
+	if (!entry)
+		return;
+	cand_store(entry, 0);
+	counter_add(&ct->header->entries, UINT64_MAX); /* one less */
+}
+
+void core_cand_places(const struct core_cand *ct, uint32_t tag, const void *place[2])
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+
+	place[0] = pair.bucket[0];
+	place[1] = pair.bucket[1];
 }
 
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag)

@@ -13,6 +13,11 @@
  * The count is per *look* of a round: a round (core_cand_clear) begins when
  * every client reports each of its pages once, so a count of 2 means two pages,
  * not one page seen twice.
+ *
+ * There are two such tables of a store, one behind the other in one file. The
+ * second, "standing", is for scanners: its rounds last as long as the table has
+ * room, what is promoted is removed from it, and `twins` tells who has reported a
+ * page that now somebody else has reported the same.
  */
 #ifndef SAMEPAGE_CORE_CANDIDATES_H
 #define SAMEPAGE_CORE_CANDIDATES_H
@@ -25,6 +30,7 @@
 #define CORE_CAND_MAGIC 0x444e4143474d5053ull
 #define CORE_CAND_HEADER_BYTES 4096
 #define CORE_CAND_WAYS 16
+#define CORE_CAND_BUCKET_BYTES (CORE_CAND_WAYS * sizeof(uint32_t))
 
 struct core_cand_header {
 	uint64_t magic;
@@ -33,6 +39,7 @@ struct core_cand_header {
 	_Atomic uint64_t entries;
 	_Atomic uint64_t dropped;
 	_Atomic uint64_t round;
+	_Atomic uint64_t twins; /* additions, ever, of what was there already */
 };
 
 struct core_cand {
@@ -46,6 +53,10 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes);
 int core_cand_attach(struct core_cand *ct, const void *mem, size_t bytes);
 /* Writer: one more page with this tag; returns its count now (1 or 2). */
 unsigned core_cand_add(struct core_cand *ct, uint32_t tag);
+/* Writer: forget this tag (and those that the table cannot tell from it). */
+void core_cand_remove(struct core_cand *ct, uint32_t tag);
+/* The two buckets of the tag, CORE_CAND_BUCKET_BYTES each: all that add and remove touch. */
+void core_cand_places(const struct core_cand *ct, uint32_t tag, const void *place[2]);
 /* Reader: 0, 1 or 2 (two or more pages of this round). */
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag);
 void core_cand_clear(struct core_cand *ct);

@@ -23,6 +23,9 @@
 #include "broker/store.h"
 #include "proc/internal.h"
 
+/* A table takes memory as it fills. */
+#define CAND_PAGES (UINT64_C(1) << 20)
+
 struct embedded_link {
 	struct proc_link link;
 	struct broker_store *store;
@@ -70,7 +73,7 @@ static int embedded_connect(struct proc_link *link)
 {
 	struct embedded_link *em = of(link);
 	struct broker_store_params params = { .max_slots = em->max_slots,
-					      .max_cand_pages = 1024 };
+					      .max_cand_pages = CAND_PAGES };
 	int err;
 
 	if (link->connected)
@@ -90,6 +93,7 @@ static int embedded_connect(struct proc_link *link)
 	}
 	link->index = *broker_store_index(em->store);
 	link->cand = *broker_store_cand(em->store);
+	link->standing = *broker_store_standing_cand(em->store);
 	link->connected = true;
 	em->kept = 0;
 	keep_from_children(em);
@@ -126,6 +130,12 @@ static int embedded_tags(struct proc_link *link, const uint32_t *tag, unsigned c
 	return 0;
 }
 
+static int embedded_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	broker_store_standing(of(link)->store, tag, count, sys_now_usec());
+	return 0;
+}
+
 static void embedded_forget(struct proc_link *link)
 {
 	struct embedded_link *em = of(link);
@@ -147,6 +157,7 @@ static const struct proc_link_ops embedded_ops = {
 	.submit = embedded_submit,
 	.segment = embedded_segment,
 	.tags = embedded_tags,
+	.tags_standing = embedded_tags_standing,
 	.forget = embedded_forget,
 	.free = embedded_free,
 };

@@ -62,7 +62,7 @@ int samepage_open(struct samepage **handle, const struct samepage_options *optio
 	if (err == 0)
 		err = proc_fork_install();
 	if (err == 0)
-		err = proc_engine_new(&sp->engine, &params);
+		err = proc_engine_new(&sp->engine, &params, NULL);
 	if (err < 0) {
 		proc_link_free(params.link);
 		free(sp);

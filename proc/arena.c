@@ -42,7 +42,7 @@ static struct small {
 	_Alignas(16) uint8_t bytes[sizeof(struct proc_engine)];
 } small_engine;
 static struct small_link {
-	_Alignas(16) uint8_t bytes[400];
+	_Alignas(16) uint8_t bytes[PROC_LINK_BYTES];
 } small_link;
 static atomic_flag small_taken[SMALL_COUNT] = { ATOMIC_FLAG_INIT, ATOMIC_FLAG_INIT };
 

@@ -36,6 +36,8 @@
 /* A program's filter may forbid the signal that wakes us: then closing takes so long. */
 #define IDLE_MSEC 10000
 #define LINGER_MSEC 2
+/* Giving everything back and taking it again costs less than keeping it for so long. */
+#define REST_MSEC 150
 #define RECONNECT_FIRST_USEC 250000u
 #define RECONNECT_MOST_USEC 5000000u
 
@@ -90,6 +92,7 @@ static int connected(struct proc_engine *e)
 	memset(zero, 0, e->page_bytes);
 	e->zero_hash = core_hash_page(zero, e->page_bytes, h->seed);
 	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
+	proc_scan_connected(e);
 	/* What an earlier broker gave us goes to this one, then we start afresh:
 	 * slot numbers mean nothing across brokers. */
 	proc_segments_offer(e);
@@ -181,6 +184,7 @@ static void take_call(struct proc_engine *e)
 		proc_freeze_teardown(e);
 		break;
 	case PROC_CALL_HOME:
+		proc_scan_leave(e, e->call.start, e->call.end);
 		e->call.error = proc_retreat_range(e, e->call.start, e->call.end);
 		break;
 	case PROC_CALL_NONE:
@@ -289,6 +293,16 @@ void proc_engine_rest(struct proc_engine *e)
 	e->rested = true;
 }
 
+/* Until the scanner has something to do. */
+static int scan_wait_msec(const struct proc_engine *e)
+{
+	uint64_t wake = proc_scan_wake_usec(e), now = sys_now_usec();
+
+	if (wake <= now)
+		return 0;
+	return wake - now > (uint64_t)IDLE_MSEC * 1000 ? IDLE_MSEC : (int)((wake - now) / 1000) + 1;
+}
+
 static void wait_for_work(struct proc_engine *e)
 {
 	struct pollfd fds[2] = { { .fd = e->sigfd, .events = POLLIN },
@@ -297,7 +311,7 @@ static void wait_for_work(struct proc_engine *e)
 	int timeout = IDLE_MSEC;
 
 	/* Callers that merge page by page come back at once. */
-	if (!e->rested && sys->poll(fds, 2, LINGER_MSEC) == 0)
+	if (!e->rested && scan_wait_msec(e) > REST_MSEC && sys->poll(fds, 2, LINGER_MSEC) == 0)
 		proc_engine_rest(e);
 	now = sys_now_usec();
 	/* A shim keeps looking for its broker; a library handle waits to be called. */
@@ -305,6 +319,8 @@ static void wait_for_work(struct proc_engine *e)
 		timeout = e->reconnect_at_usec <= now
 				  ? 0
 				  : (int)((e->reconnect_at_usec - now) / 1000) + 1;
+	if (scan_wait_msec(e) < timeout)
+		timeout = scan_wait_msec(e);
 	if (sys->poll(fds, 2, timeout) <= 0)
 		return;
 	if (fds[0].revents) {
@@ -363,6 +379,7 @@ static void *engine_main(void *arg)
 		    sys_now_usec() >= e->reconnect_at_usec)
 			(void)proc_engine_connect(e);
 		proc_serve(e);
+		proc_scan_slice(e);
 		if (!atomic_load(&e->call_posted) && atomic_load(&e->state) != PROC_CLOSING)
 			wait_for_work(e);
 	}
@@ -421,12 +438,14 @@ static int wait_started(struct proc_engine *e)
 
 static void free_memory(struct proc_engine *e)
 {
+	proc_scan_free(e);
 	proc_arena_free(e->stack, e->stack_bytes);
 	proc_arena_free(e->work, sizeof(*e->work));
 	proc_arena_free_small(e, sizeof(*e));
 }
 
-int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params)
+int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params,
+		    const struct core_scan_config *scan)
 {
 	struct proc_engine *e = proc_arena_alloc_small(sizeof(*e));
 	int err = -ENOMEM;
@@ -444,6 +463,8 @@ int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *p
 	e->work = proc_arena_alloc(sizeof(*e->work));
 	e->stack = proc_arena_alloc(e->stack_bytes);
 	if (!e->work || !e->stack)
+		goto fail;
+	if (scan && proc_scan_new(e, scan) < 0)
 		goto fail;
 	err = start_thread(e);
 	if (err < 0)
@@ -646,6 +667,7 @@ void proc_engine_forked(struct proc_engine *e)
 	e->joinable = false;
 	e->link->ops->forget(e->link);
 	proc_segments_forget(e);
+	proc_scan_forked(e);
 	/* The child's copies of the staging areas have lost their registration. */
 	for (unsigned i = 0; i < 2; i++)
 		proc_freeze_free_staging(e, &e->staging[i]);

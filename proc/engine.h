@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/scan.h"
 #include "core/wire.h"
 #include "samepage.h"
 
@@ -37,6 +38,8 @@ struct proc_link_ops {
 	/* A read-only fd, the caller's; or -errno. */
 	int (*segment)(struct proc_link *link, uint32_t segment);
 	int (*tags)(struct proc_link *link, const uint32_t *tag, unsigned count);
+	/* The same into the table for scanners. */
+	int (*tags_standing)(struct proc_link *link, const uint32_t *tag, unsigned count);
 	/* Between passes, and before the next: mappings and buffers are not needed
 	 * meanwhile. May be NULL. wake: 0, or -errno and the link is to be given up. */
 	void (*rest)(struct proc_link *link);
@@ -53,7 +56,9 @@ struct proc_engine_params {
 	bool connect_later;      /* start even if there is no broker now (the shim) */
 };
 
-int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params);
+/* scan: with background scanning, these being the program's own settings; NULL: without. */
+int proc_engine_new(struct proc_engine **out, const struct proc_engine_params *params,
+		    const struct core_scan_config *scan);
 /* Ends the thread, frees everything. Must not be called with requests under way. */
 void proc_engine_free(struct proc_engine *e);
 
@@ -82,6 +87,8 @@ void proc_engine_forbid_freezing(struct proc_engine *e);
 int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end);
 /* A filter of the program's forbids the fork that finds pinned pages (retreat.c). */
 void proc_engine_without_fork(void);
+/* Is memory registered for tracking writes? Then it must be brought home for others' use. */
+bool proc_scan_watches(const struct proc_engine *e);
 /* Does the engine's thread belong to the calling process (not so in a child of vfork)? */
 bool proc_engine_is_here(struct proc_engine *e);
 /* End the thread: from then on no system call is made that no program thread makes. */

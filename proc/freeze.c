@@ -300,4 +300,7 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 	proc_prepare_drop(&f);
 	proc_mem_unlock_engine();
 	drop_staged(&f);
+	/* Thawing ended the tracking there. */
+	if (e->scan)
+		scan_arm(e, (uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 }

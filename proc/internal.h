@@ -40,11 +40,15 @@
 #define PROC_STORE_PREFIX "/memfd:samepage-store"
 
 /* How the engine reaches the store; the fields are filled in by connect(). */
+#define PROC_LINK_BYTES 400 /* of a broker's: room in the library's one page of data */
 struct proc_link {
 	const struct proc_link_ops *ops;
 	bool connected;
+	bool paused; /* the scanner is to rest; of the last PAUSE, UNMERGE, RESUME or WELCOME */
 	struct core_index index;
-	struct core_cand cand;
+	struct core_cand cand;     /* of rounds */
+	struct core_cand standing; /* of scanners */
+	struct core_scan_config scan; /* what the broker says; all 0 without one */
 	uint8_t *ring; /* PROC_RING_PAGES pages */
 	int poll_fd;   /* readable when the broker wants something, or -1 */
 	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */
@@ -54,6 +58,7 @@ enum proc_mode {
 	PROC_MODE_LOOK,      /* report fingerprints, merge nothing */
 	PROC_MODE_CANDIDATE, /* promote what was seen twice */
 	PROC_MODE_SYNC,      /* promote at once */
+	PROC_MODE_SCAN,      /* the scanner decides (scan_merge.c) */
 };
 
 /*
@@ -149,12 +154,13 @@ struct proc_engine {
 	struct proc_work *work;
 	bool work_used;
 	bool rested; /* since it was awake last */
+	bool have_procmap_query;
 	int sigfd;
 	int uffd; /* -1: no freeze is possible here */
+	struct proc_scan *scan; /* NULL: no background scanning */
 	int pagemap_fd;
 	int maps_fd; /* for PROCMAP_QUERY */
 	struct proc_hold hold;
-	bool have_procmap_query;
 	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */
 	struct proc_segment *segments;
 	uint32_t segments_count; /* numbers that there can be */
@@ -162,11 +168,11 @@ struct proc_engine {
 	struct proc_segment segments_few[PROC_SEGMENTS_FEW];
 	size_t segments_bytes; /* of each */
 	uint32_t page_shift;
+	uint32_t tags_count; /* in work->tags_out */
+	uint32_t reconnect_wait_usec;
 	uint64_t page_bytes;
 	uint64_t zero_hash;
 	uint64_t reconnect_at_usec;
-	uint64_t reconnect_wait_usec;
-	uint32_t tags_count;   /* in work->tags_out */
 	int64_t vmas_limit;    /* I8 */
 	int64_t vmas_now;      /* upper estimate during a pass */
 	uint64_t vmas_read_usec; /* when both were read */
@@ -214,6 +220,17 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res);
 uint64_t proc_pass_count_present(struct proc_engine *e, uint64_t start, uint64_t end);
 int proc_pass_flush_tags(struct proc_engine *e);
+/* SAMEPAGE_REASON_COUNT: none. Of an anonymous mapping, by its flags and policy. */
+enum samepage_reason proc_pass_obstacle(const struct sys_vma *v);
+uint32_t proc_pass_odd_flags(uint64_t vmf);
+bool proc_pass_wanted(const struct proc_engine *e, uint32_t attr); /* enum proc_own */
+/* The scanner's share of the mappings, kept by the caller: the limit, and when it was read. */
+struct proc_scan_budget {
+	int64_t limit;
+	uint64_t read_usec;
+};
+void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent);
+void proc_pass_empty_ring(struct proc_engine *e);
 
 /* look.c: fill work->plan for a chunk; false: nothing in it is to be frozen.
  * Whoever changes a decision later writes it into the plan; pass.c counts from
@@ -229,8 +246,13 @@ struct proc_chunk {
 	uint32_t odd;
 	enum proc_mode mode;
 	bool exact; /* compare with the slot before planning it */
+	struct scan_look *scan; /* MODE_SCAN: whose look it is */
+	bool dry; /* MODE_SCAN: promote nothing, count what would be (SCAN_TWIN) */
 };
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res);
+/* Only the pages with want[i] == which; the plan of all others stays as it is. */
+void proc_look_wanted(struct proc_engine *e, const struct proc_chunk *c, const uint8_t *want,
+		      uint8_t which, struct samepage_result *res);
 static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason why)
 {
 	p->kind = CORE_PLAN_SKIP;
@@ -272,6 +294,27 @@ void proc_freeze_teardown(struct proc_engine *e);
 
 /* retreat.c: merged memory back to anonymous memory */
 int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end);
+
+/* scan.c; all but free and forked on the engine's thread */
+int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own);
+void proc_scan_free(struct proc_engine *e); /* the thread has ended */
+void proc_scan_forked(struct proc_engine *e);
+void proc_scan_connected(struct proc_engine *e); /* to a store; perhaps another one */
+void proc_scan_uffd(struct proc_engine *e, bool wp_async); /* e->uffd is a new one */
+void proc_scan_pause(struct proc_engine *e, bool pause);
+void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end); /* no longer ours */
+void proc_scan_slice(struct proc_engine *e); /* if it is time */
+uint64_t proc_scan_wake_usec(const struct proc_engine *e); /* UINT64_MAX: never */
+uint64_t proc_scan_bytes(const struct proc_engine *e);
+void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n);
+/* For look.c (scan_merge.c). */
+bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i);
+bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t i);
+/* Lock held: did the program change something there since the regions were read? */
+bool proc_scan_touched(const struct proc_engine *e, uint64_t start, uint64_t end);
+void proc_scan_twin(struct scan_look *look, uint32_t i);
+/* After a commit in memory that is tracked. */
+void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */
 void proc_serve(struct proc_engine *e);

@@ -29,10 +29,11 @@
 
 /* What the broker shares with us: mapped while there is work, the fd kept. */
 struct shared {
-	int fd;
 	void *map;
-	size_t bytes;
+	int fd;
+	uint32_t blocks;
 };
+#define BLOCK_BYTES 64u /* all that is shared is so many of these */
 
 /* Packets; empty between passes. */
 struct room {
@@ -52,19 +53,25 @@ struct broker_link {
 	struct shared index, cand, ring;
 	struct room *room;
 	bool held; /* a REQUEST that came while we waited for an answer */
-	struct core_wire_request held_request;
 	bool held_trim;
+	uint32_t held_seq, held_op;
 };
+_Static_assert(sizeof(struct broker_link) <= PROC_LINK_BYTES, "costs each process a page more");
 
 static struct broker_link *of(struct proc_link *link)
 {
 	return (struct broker_link *)link;
 }
 
+static size_t bytes_of(const struct shared *s)
+{
+	return (size_t)s->blocks * BLOCK_BYTES;
+}
+
 static void unmap(struct shared *s)
 {
 	if (s->map)
-		sys->munmap(s->map, s->bytes);
+		sys->munmap(s->map, bytes_of(s));
 	s->map = NULL;
 }
 
@@ -149,7 +156,8 @@ static int answer(struct broker_link *b, uint32_t seq, int *fds, unsigned *nfds)
 			return -ENOTCONN;
 		if (h->type == CORE_WIRE_REQUEST && !b->held) {
 			b->held = true;
-			memcpy(&b->held_request, b->room->in, sizeof(b->held_request));
+			b->held_seq = h->seq;
+			b->held_op = ((const struct core_wire_request *)h)->op;
 		} else if (h->type == CORE_WIRE_TRIM) {
 			b->held_trim = true;
 		} else if (h->seq == seq) {
@@ -173,9 +181,12 @@ int proc_link_broker_recv(struct proc_link *link, void *packet, size_t room)
 		return sizeof(struct core_wire_header);
 	}
 	if (b->held) {
+		struct core_wire_request *q = packet;
+
 		b->held = false;
-		memcpy(packet, &b->held_request, sizeof(b->held_request));
-		return sizeof(b->held_request);
+		*q = (struct core_wire_request){ .op = b->held_op };
+		core_wire_header_init(&q->h, CORE_WIRE_REQUEST, sizeof(*q), b->held_seq);
+		return sizeof(*q);
 	}
 	err = receive(b, NULL, NULL, 0);
 	if (err == -EAGAIN)
@@ -233,11 +244,11 @@ static int map_shared(struct shared *s, unsigned place, int prot)
 	if (s->map)
 		return 0;
 	proc_mem_lock_engine();
-	p = sys->mmap(far_from(s, place), s->bytes, prot, MAP_SHARED, s->fd, 0);
+	p = sys->mmap(far_from(s, place), bytes_of(s), prot, MAP_SHARED, s->fd, 0);
 	if (p >= 0)
-		err = sys->madvise((void *)p, s->bytes, MADV_DONTFORK);
+		err = sys->madvise((void *)p, bytes_of(s), MADV_DONTFORK);
 	if (p >= 0 && err < 0)
-		sys->munmap((void *)p, s->bytes);
+		sys->munmap((void *)p, bytes_of(s));
 	proc_mem_unlock_engine();
 	if (p < 0 || err < 0)
 		return -ENOMEM;
@@ -248,15 +259,17 @@ static int map_shared(struct shared *s, unsigned place, int prot)
 static int link_wake(struct proc_link *link)
 {
 	struct broker_link *b = of(link);
+	size_t cand_bytes = bytes_of(&b->cand) / 2;
 
 	if (link->ring)
 		return 0;
 	if (map_shared(&b->index, 0, PROT_READ) < 0 || map_shared(&b->cand, 1, PROT_READ) < 0 ||
 	    map_shared(&b->ring, 2, PROT_READ | PROT_WRITE) < 0)
 		return -ENOMEM;
-	if (core_index_attach(&link->index, b->index.map, b->index.bytes,
+	if (core_index_attach(&link->index, b->index.map, bytes_of(&b->index),
 			      (uint32_t)sys_page_bytes()) < 0 ||
-	    core_cand_attach(&link->cand, b->cand.map, b->cand.bytes) < 0)
+	    core_cand_attach(&link->cand, b->cand.map, cand_bytes) < 0 ||
+	    core_cand_attach(&link->standing, (uint8_t *)b->cand.map + cand_bytes, cand_bytes) < 0)
 		return -EPROTO;
 	link->ring = b->ring.map;
 	return 0;
@@ -273,16 +286,21 @@ static void link_rest(struct proc_link *link)
 	sys->madvise(b->room, sizeof(*b->room), MADV_DONTNEED);
 }
 
+static bool take_bytes(struct shared *s, uint64_t bytes)
+{
+	s->blocks = (uint32_t)(bytes / BLOCK_BYTES);
+	return bytes_of(s) == bytes;
+}
+
 static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsigned nfds)
 {
 	const struct core_wire_welcome *w = (const void *)b->room->in;
 	struct shared *const to[] = { &b->index, &b->cand, &b->ring };
 
-	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES)
+	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES ||
+	    !take_bytes(&b->index, w->index_bytes) || !take_bytes(&b->cand, 2 * w->cand_bytes) ||
+	    !take_bytes(&b->ring, PROC_RING_PAGES * sys_page_bytes()))
 		return -EPROTO;
-	b->index.bytes = w->index_bytes;
-	b->cand.bytes = w->cand_bytes;
-	b->ring.bytes = PROC_RING_PAGES * sys_page_bytes();
 	for (unsigned i = 0; i < 3; i++) {
 		to[i]->fd = fds[i];
 		fds[i] = -1;
@@ -291,6 +309,9 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 		b->link.uffd_dev = fds[3];
 		fds[3] = -1;
 	}
+	b->link.scan = w->scan;
+	/* What an earlier broker said holds: a new one knows nothing of it. */
+	b->link.paused |= (w->flags & CORE_WIRE_WELCOME_PAUSED) != 0;
 	return link_wake(&b->link);
 }
 
@@ -386,7 +407,7 @@ static int link_segment(struct proc_link *link, uint32_t segment)
 	return -ENOTCONN;
 }
 
-static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
+static int send_tags(struct proc_link *link, const uint32_t *tag, unsigned count, uint32_t flags)
 {
 	struct broker_link *b = of(link);
 	struct core_wire_tags *m = &b->room->out.tags;
@@ -394,12 +415,22 @@ static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count
 
 	core_wire_header_init(&m->h, CORE_WIRE_TAGS, (uint32_t)bytes, ++b->seq);
 	m->count = count;
-	m->flags = 0;
+	m->flags = flags;
 	memcpy(m->tag, tag, count * sizeof(*tag));
 	if (proc_link_broker_send(link, m, bytes) == 0)
 		return 0;
 	link->connected = false;
 	return -ENOTCONN;
+}
+
+static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	return send_tags(link, tag, count, 0);
+}
+
+static int link_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count)
+{
+	return send_tags(link, tag, count, CORE_WIRE_TAGS_STANDING);
 }
 
 int proc_link_broker_offer(struct proc_link *link, int fd)
@@ -439,6 +470,7 @@ static const struct proc_link_ops broker_ops = {
 	.submit = link_submit,
 	.segment = link_segment,
 	.tags = link_tags,
+	.tags_standing = link_tags_standing,
 	.rest = link_rest,
 	.wake = link_wake,
 	.forget = link_forget,

@@ -85,8 +85,9 @@ static bool report_tag(struct proc_engine *e, uint32_t tag)
 }
 
 /* A page that is in no slot yet: promote it, or say why not. */
-static bool want_promotion(struct proc_engine *e, enum proc_mode mode, uint32_t i)
+static bool want_promotion(struct proc_engine *e, const struct proc_chunk *c, uint32_t i)
 {
+	enum proc_mode mode = c->mode;
 	struct core_plan_page *p = &e->work->plan[i];
 
 	if (mode == PROC_MODE_LOOK) {
@@ -98,9 +99,18 @@ static bool want_promotion(struct proc_engine *e, enum proc_mode mode, uint32_t 
 		proc_plan_skip(p, SAMEPAGE_REASON_UNIQUE);
 		return false;
 	}
+	if (mode == PROC_MODE_SCAN && !proc_scan_has_twin(e, c->scan, i)) {
+		proc_plan_skip(p, SAMEPAGE_REASON_UNIQUE);
+		return false;
+	}
 	/* A slot that could not be mapped would be a page of store for nothing. */
 	if (e->vmas_now + 2 > e->vmas_limit) {
 		proc_plan_skip(p, SAMEPAGE_REASON_MAP_COUNT);
+		return false;
+	}
+	if (c->dry) {
+		proc_scan_twin(c->scan, i);
+		proc_plan_skip(p, SAMEPAGE_REASON_UNIQUE);
 		return false;
 	}
 	return true;
@@ -145,11 +155,13 @@ static void lookup_batch(struct proc_engine *e, const struct proc_chunk *c, uint
 	for (; i < end; i++) {
 		struct core_plan_page *p = &w->plan[i];
 
+		if (c->scan && !proc_scan_still(e, c->scan, i))
+			proc_plan_skip(p, PROC_ABSENT);
 		if (p->kind != CORE_PLAN_SLOT)
 			continue;
 		p->slot = lookup(e, c, i);
 		if (p->slot == CORE_SLOT_NONE) {
-			if (want_promotion(e, c->mode, i))
+			if (want_promotion(e, c, i))
 				w->miss[w->misses++] = (uint16_t)i;
 		} else if (c->mode == PROC_MODE_LOOK) {
 			proc_plan_skip(p, SAMEPAGE_REASON_UNIQUE);
@@ -242,6 +254,23 @@ static void look_unshared(struct proc_engine *e, const struct proc_chunk *c, uin
 		for (i = until; i < end && !exclusive(entry[i - first]); i++)
 			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_FORK_SHARED);
 	}
+}
+
+void proc_look_wanted(struct proc_engine *e, const struct proc_chunk *c, const uint8_t *want,
+		      uint8_t which, struct samepage_result *res)
+{
+	uint32_t i = c->first, end;
+
+	while (i < c->end) {
+		for (end = i; end < c->end && want[end] == which; end++)
+			;
+		if (end == i)
+			end++;
+		else
+			look_unshared(e, c, i, end, res);
+		i = end;
+	}
+	promote(e, res);
 }
 
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)

@@ -29,9 +29,10 @@ static bool hull_everything;
 static bool stale_everything;
 static _Atomic uint64_t sets_bytes; /* read without the lock */
 static void (*before_pass)(void);
+static struct proc_mem_watch *watch;
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
-#define EXCLUDED_FEW 9
+#define EXCLUDED_FEW 8
 #define EXCLUDED_MAX 256
 struct excluded {
 	uint64_t start, end;
@@ -207,6 +208,7 @@ void proc_mem_fork_child(void)
 	atomic_store(&mem_lock_word, 0);
 	atomic_store(&excluded_lock, 0);
 	passes = 0;
+	watch = NULL; /* the engine's thread is not here, nor what it watched for */
 	if (!torn)
 		return;
 	/* Their memory is left behind: what it says of itself may be wrong. */
@@ -218,17 +220,53 @@ void proc_mem_fork_child(void)
 	proc_origin_torn();
 }
 
+/* --- watch ---------------------------------------------------------------- */
+
+void proc_mem_watch(struct proc_mem_watch *w)
+{
+	if (watch)
+		core_rangeset_free(&watch->touched);
+	watch = w;
+	if (!w)
+		return;
+	core_rangeset_init(&w->touched, proc_mem_sets_realloc);
+	w->everything = false;
+}
+
+bool proc_mem_watch_touched(const struct proc_mem_watch *w, uint64_t start, uint64_t end)
+{
+	return w->everything || core_rangeset_intersects(&w->touched, start, end);
+}
+
+static void watch_generation(void)
+{
+	if (watch)
+		watch->generation++;
+}
+
+static void watch_touched(uint64_t start, uint64_t end)
+{
+	if (!watch)
+		return;
+	watch->generation++;
+	if (!watch->everything &&
+	    core_rangeset_add(&watch->touched, page_down(start), page_up(end), 0) == -ENOMEM)
+		watch->everything = true;
+}
+
 /* --- owned ---------------------------------------------------------------- */
 
 void proc_mem_own(uint64_t start, uint64_t end, uint32_t attr)
 {
 	proc_mem_release(start, end);
+	watch_generation();
 	/* No memory for it: not owned, hence not merged. */
 	(void)core_rangeset_add(&owned, page_down(start), page_up(end), attr);
 }
 
 void proc_mem_adopt(uint64_t start, uint64_t end, uint32_t attr)
 {
+	watch_generation();
 	(void)core_rangeset_add(&owned, page_down(start), page_up(end), attr);
 }
 
@@ -263,11 +301,13 @@ static void change_attr(struct core_rangeset *rs, uint64_t start, uint64_t end, 
 
 void proc_mem_own_attr(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
 {
+	watch_generation();
 	change_attr(&owned, start, end, set, clear, true);
 }
 
 void proc_mem_disown(uint64_t start, uint64_t end)
 {
+	watch_generation();
 	core_rangeset_remove_or_forget(&owned, page_down(start), page_up(end));
 }
 
@@ -389,6 +429,7 @@ void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes_th
 
 void proc_mem_protected(uint64_t start, uint64_t end)
 {
+	watch_touched(start, end);
 	if (!stale_everything &&
 	    core_rangeset_add(&stale, page_down(start), page_up(end), 0) == -ENOMEM)
 		stale_everything = true;

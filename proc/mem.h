@@ -108,6 +108,19 @@ bool proc_mem_flags_known(uint64_t start, uint64_t end, struct proc_mem_flags *f
 uint64_t proc_mem_changes(void); /* to be given to the next, from before smaps was read */
 void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes);
 
+/*
+ * For the scanner, which keeps what it read about mappings for longer than a pass: what
+ * has changed since it emptied the set, and a number that moves with every change of that
+ * kind and of what is owned. One watch per process; NULL ends it.
+ */
+struct proc_mem_watch {
+	struct core_rangeset touched;
+	bool everything;
+	uint64_t generation;
+};
+void proc_mem_watch(struct proc_mem_watch *watch);
+bool proc_mem_watch_touched(const struct proc_mem_watch *watch, uint64_t start, uint64_t end);
+
 bool proc_mem_maybe_merged(uint64_t start, uint64_t end);
 bool proc_mem_is_owned(uint64_t start, uint64_t end); /* all of it */
 bool proc_mem_is_stale(uint64_t start, uint64_t end); /* any of it */

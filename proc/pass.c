@@ -179,15 +179,12 @@ static void merge_unexcluded(struct pass *p, uint64_t start, uint64_t end,
 		merge_span(p, start, end, how);
 }
 
-/* Owned, and neither refused by the program nor out of scope. */
-static bool is_wanted(const struct pass *p, uint32_t attr)
+/* Neither refused by the program nor out of scope. */
+bool proc_pass_wanted(const struct proc_engine *e, uint32_t attr)
 {
-	/* A call is all the advice it takes. */
-	if (p->call)
-		return true;
 	if (attr & PROC_OWN_REFUSED)
 		return false;
-	return !p->e->params.advised_only || (attr & PROC_OWN_ADVISED);
+	return !e->params.advised_only || (attr & PROC_OWN_ADVISED);
 }
 
 /* In the background only what somebody vouches for. */
@@ -208,7 +205,7 @@ static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const stru
 			if (from > start)
 				decline(p, start, from, SAMEPAGE_REASON_NOT_OWNED);
 			/* Passed by all the same, or a batch of such ranges came back for ever. */
-			if (is_wanted(p, owned[i].attr))
+			if (p->call || proc_pass_wanted(p->e, owned[i].attr)) /* a call is advice enough */
 				merge_unexcluded(p, from, until, how);
 			else
 				decline(p, from, until, SAMEPAGE_REASON_NOT_OWNED);
@@ -223,7 +220,7 @@ static void merge_owned(struct pass *p, uint64_t start, uint64_t end, const stru
 
 /* --- mappings ------------------------------------------------------------- */
 
-static uint32_t odd_flags(uint64_t vmf)
+uint32_t proc_pass_odd_flags(uint64_t vmf)
 {
 	return (vmf & SYS_VMF(dc) ? PROC_ODD_DONTFORK : 0) |
 	       (vmf & SYS_VMF(dd) ? PROC_ODD_DONTDUMP : 0) |
@@ -234,13 +231,15 @@ static uint32_t odd_flags(uint64_t vmf)
 }
 
 /* Flags and policies that the new mapping would not have. */
-static enum samepage_reason flags_obstacle(const struct sys_vma *v)
+enum samepage_reason proc_pass_obstacle(const struct sys_vma *v)
 {
+	/* For writes: that may be our own scanner's. If not, registering says so. */
+	const uint64_t kept = FLAGS_KEPT | SYS_VMF(uw);
 	int policy = 0;
 
-	if (v->flags & (SYS_VMF(um) | SYS_VMF(uw) | SYS_VMF(ui)))
+	if (v->flags & (SYS_VMF(um) | SYS_VMF(ui)))
 		return SAMEPAGE_REASON_UFFD_BUSY;
-	if (v->stack || (v->flags & ~(uint64_t)FLAGS_KEPT))
+	if (v->stack || (v->flags & ~kept))
 		return SAMEPAGE_REASON_VMA_FLAGS;
 	/* MPOL_DEFAULT is 0; a kernel without NUMA says ENOSYS. */
 	if (v->pkey ||
@@ -278,6 +277,9 @@ static enum samepage_reason kind_obstacle(struct pass *p, const struct sys_vma *
 {
 	bool file = !v->anonymous && v->inode != 0;
 
+	/* Not frozen, so the registration is not noticed otherwise. */
+	if (!v->anonymous && (v->flags & SYS_VMF(uw)))
+		return SAMEPAGE_REASON_UFFD_BUSY;
 	if (v->shared || (!v->anonymous && !file) || (file && !p->call && !proc_vma_is_run(v)))
 		return SAMEPAGE_REASON_VMA_KIND;
 	if (!(v->prot & PROT_READ))
@@ -309,7 +311,7 @@ static bool owned_only(struct pass *p)
 
 static void pass_vma(struct pass *p, const struct sys_vma *v)
 {
-	struct proc_chunk how = { .vma = v, .prot = v->prot, .odd = odd_flags(v->flags),
+	struct proc_chunk how = { .vma = v, .prot = v->prot, .odd = proc_pass_odd_flags(v->flags),
 				  .mode = p->mode };
 	uint64_t start = v->start > p->cursor ? v->start : p->cursor;
 	uint64_t end = v->end < p->end ? v->end : p->end;
@@ -323,7 +325,7 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 	/* LOOK asks for no freeze and no policy, but must not see what MERGE will skip. */
 	why = kind_obstacle(p, v, &how);
 	if (why == SAMEPAGE_REASON_COUNT)
-		why = p->e->no_freeze ? SAMEPAGE_REASON_NO_FREEZE : flags_obstacle(v);
+		why = p->e->no_freeze ? SAMEPAGE_REASON_NO_FREEZE : proc_pass_obstacle(v);
 	if (why != SAMEPAGE_REASON_COUNT) {
 		decline(p, start, end, why);
 		return;
@@ -456,6 +458,24 @@ static void set_budget(struct proc_engine *e, bool now)
 	e->vmas_read_usec = usec;
 }
 
+/* The scanner's share of the mappings is smaller; counting them is dear. */
+#define SCAN_COUNT_USEC 2000000u
+
+void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent)
+{
+	uint64_t usec = sys_now_usec();
+
+	if (!b->read_usec || usec - b->read_usec >= SCAN_COUNT_USEC) {
+		int64_t max = sys_read_number("/proc/sys/vm/max_map_count");
+		int64_t count = map_count(e);
+
+		b->limit = max < 0 ? 0 : max / 100 * percent;
+		e->vmas_now = count < 0 ? b->limit : count;
+		b->read_usec = usec;
+	}
+	e->vmas_limit = b->limit;
+}
+
 /* A small range: how many mappings lie in it and touch it, and remember its files. -1: ask
  * for all. */
 static int64_t count_around(struct pass *p)
@@ -494,7 +514,7 @@ static int64_t count_vmas(struct pass *p, bool *all)
 /* --- entry points --------------------------------------------------------- */
 
 /* The ring's last contents are nobody's business, and memory. */
-static void empty_ring(struct proc_engine *e)
+void proc_pass_empty_ring(struct proc_engine *e)
 {
 	if (e->link->ring)
 		sys->madvise(e->link->ring, (size_t)PROC_RING_PAGES << e->page_shift,
@@ -530,7 +550,7 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	if (mode == PROC_MODE_LOOK)
 		proc_pass_flush_tags(e);
 	proc_segments_unmap(e);
-	empty_ring(e);
+	proc_pass_empty_ring(e);
 	vmas_after = count_vmas(&p, &all);
 	if (vmas_before >= 0 && vmas_after >= 0)
 		res->vmas_added += vmas_after - vmas_before;

@@ -190,7 +190,7 @@ bool proc_prepare_still_ours(struct freeze *f)
 		proc_prepare_skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
 		return false;
 	}
-	if (proc_mem_is_stale(start, end)) {
+	if (f->c->scan ? proc_scan_touched(e, start, end) : proc_mem_is_stale(start, end)) {
 		proc_prepare_skip_all(f, SAMEPAGE_REASON_CHANGED);
 		return false;
 	}

@@ -45,7 +45,7 @@ int64_t proc_sharing_pages(struct proc_engine *e)
 uint64_t proc_serve_own_bytes(struct proc_engine *e)
 {
 	return sizeof(*e) + sizeof(*e->work) + e->stack_bytes + proc_mem_own_bytes() +
-	       e->segments_room * sizeof(struct proc_segment);
+	       e->segments_room * sizeof(struct proc_segment) + proc_scan_bytes(e);
 }
 
 void proc_serve_report(struct proc_engine *e, struct core_wire_report *r)
@@ -62,6 +62,7 @@ void proc_serve_report(struct proc_engine *e, struct core_wire_report *r)
 	r->own_bytes = proc_serve_own_bytes(e);
 	r->cpu_usec = sys_thread_cpu_usec();
 	r->zero_pages = e->stats.zero_pages;
+	proc_scan_count(e, &r->scan);
 	r->total = e->stats.total;
 	r->last = e->last;
 	do {
@@ -118,7 +119,12 @@ static int carry_out(struct proc_engine *e, uint32_t op, struct core_wire_report
 			err = -ENOSYS;
 		break;
 	case CORE_WIRE_OP_UNMERGE:
+		proc_scan_pause(e, true); /* or it would merge again */
 		err = unmerge_all(e, &res);
+		break;
+	case CORE_WIRE_OP_PAUSE:
+	case CORE_WIRE_OP_RESUME:
+		proc_scan_pause(e, op == CORE_WIRE_OP_PAUSE);
 		break;
 	case CORE_WIRE_OP_STATS:
 		break;
@@ -126,7 +132,7 @@ static int carry_out(struct proc_engine *e, uint32_t op, struct core_wire_report
 		return -EINVAL;
 	}
 	proc_serve_report(e, report);
-	if (op != CORE_WIRE_OP_STATS)
+	if (op == CORE_WIRE_OP_MERGE || op == CORE_WIRE_OP_UNMERGE)
 		report->last = res;
 	return err;
 }

@@ -73,7 +73,7 @@ int proc_uffd_open(struct proc_engine *e)
 
 int proc_freeze_setup(struct proc_engine *e)
 {
-	uint64_t have = 0;
+	uint64_t have = 0, want = SYS_UFFD_FEATURE_MOVE;
 	int fd, err;
 
 	if (e->no_freeze)
@@ -81,7 +81,9 @@ int proc_freeze_setup(struct proc_engine *e)
 	fd = proc_uffd_open(e);
 	if (fd < 0)
 		return fd;
-	err = sys->uffd_api(fd, SYS_UFFD_FEATURE_MOVE, &have);
+	if (e->scan)
+		want |= SYS_UFFD_FEATURE_WP_ASYNC | SYS_UFFD_FEATURE_WP_UNPOPULATED;
+	err = sys->uffd_api(fd, want, &have);
 	if (err < 0 || !(have & SYS_UFFD_FEATURE_MOVE)) {
 		sys->close(fd);
 		return err < 0 ? err : -ENOSYS;
@@ -90,6 +92,7 @@ int proc_freeze_setup(struct proc_engine *e)
 	for (unsigned i = 0; i < 2; i++)
 		proc_freeze_free_staging(e, &e->staging[i]);
 	e->uffd = fd;
+	proc_scan_uffd(e, (have & want) == want);
 	return 0;
 }
 

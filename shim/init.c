@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 
+#include "core/scan_config.h"
 #include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/fault.h"
@@ -55,10 +56,28 @@ static void complain(const char *what, int err)
 		sys_raw(SYS_write, 2, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
 }
 
+/* The program's own wishes as to background scanning. False: there is to be none. */
+static bool scan_settings(struct core_scan_config *c)
+{
+	const char *scan = getenv("SAMEPAGE_SCAN");
+
+	*c = (struct core_scan_config){ 0 };
+	if (!scan || !*scan)
+		return false;
+	for (unsigned i = 0; i < CORE_SCAN_SETTINGS; i++) {
+		const char *text = getenv(core_scan_setting_variable(i));
+
+		if (text && *text && !core_scan_setting_set(c, i, text))
+			complain(core_scan_setting_variable(i), -EINVAL);
+	}
+	return !(c->flags & CORE_SCAN_OFF);
+}
+
 static int start_engine(void)
 {
 	const char *domain = getenv("SAMEPAGE_DOMAIN"), *scope = getenv("SAMEPAGE_SCOPE");
 	struct proc_engine_params params = { .owned_only = true, .connect_later = true };
+	struct core_scan_config scan;
 	int ret;
 
 	if (scope && strcmp(scope, "advised") == 0)
@@ -69,7 +88,7 @@ static int start_engine(void)
 				   domain && *domain ? domain : "default");
 	if (ret < 0)
 		return ret;
-	ret = proc_engine_new(&engine, &params);
+	ret = proc_engine_new(&engine, &params, scan_settings(&scan) ? &scan : NULL);
 	if (ret < 0)
 		proc_link_free(params.link);
 	return ret;

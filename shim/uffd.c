@@ -16,6 +16,7 @@
  */
 #include "shim/shim.h"
 
+#include <errno.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
@@ -28,17 +29,21 @@
 int shim_bring_home(const struct shim_range *range)
 {
 	struct proc_mem_guard guard;
-	bool merged;
+	bool merged, watched;
 	int err;
 
 	proc_mem_lock(&guard);
 	proc_mem_disown(range->start, range->end);
 	proc_mem_touched(range->start, range->end);
 	merged = proc_mem_maybe_merged(range->start, range->end);
+	watched = proc_scan_watches(shim_engine());
 	proc_mem_unlock(&guard);
-	if (!merged)
+	if (!merged && !watched)
 		return 0;
 	err = proc_engine_home(shim_engine(), range->start, range->end);
+	/* A child without an engine has no registration of ours either. */
+	if (err == -ECANCELED && !merged)
+		return 0;
 	return err == 0 || err == -ENOMEM ? err : -EBUSY;
 }
 

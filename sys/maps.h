@@ -67,5 +67,11 @@ int64_t sys_map_count(int pid, char *buf, size_t buf_bytes);
 int64_t sys_pss_bytes(int pid);
 /* A number from a one-number file (sysctl, sysfs), or -errno. */
 int64_t sys_read_number(const char *path);
+/*
+ * The machine's memory: how much is available (UINT32_MAX: unknown), and the share of the
+ * last ten seconds in which somebody waited for memory, in hundredths of a percent (PSI,
+ * "some"; 0 where there is none).
+ */
+void sys_memory_state(uint32_t *available_permille, uint32_t *pressure);
 
 #endif

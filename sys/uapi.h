@@ -35,6 +35,7 @@ struct sys_uffdio_move {
 #define SYS_UFFDIO_MOVE_MODE_DONTWAKE ((__u64)1 << 0)
 #define SYS_UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES ((__u64)1 << 1)
 #define SYS_UFFD_FEATURE_WP_SHMEM ((__u64)1 << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM */
+#define SYS_UFFD_FEATURE_WP_UNPOPULATED ((__u64)1 << 13)
 #define SYS_UFFD_FEATURE_WP_ASYNC ((__u64)1 << 15)
 #define SYS_UFFD_FEATURE_MOVE ((__u64)1 << 16)
 
@@ -54,6 +55,8 @@ struct sys_page_region {
 	__u64 end;
 	__u64 categories;
 };
+
+#define SYS_PM_SCAN_WP_MATCHING ((__u64)1 << 0)
 
 struct sys_pm_scan_arg {
 	__u64 size;

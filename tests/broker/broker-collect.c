@@ -34,7 +34,7 @@ static void test_candidates(void **state)
 	map = mmap(NULL, (size_t)before.st_size, PROT_READ, MAP_SHARED,
 		   broker_store_cand_fd(w.st), 0);
 	assert_ptr_not_equal(map, MAP_FAILED);
-	assert_int_equal(core_cand_attach(&ct, map, (size_t)before.st_size), 0);
+	assert_int_equal(core_cand_attach(&ct, map, (size_t)before.st_size / 2), 0);
 	broker_store_tags(w.st, tags, 3);
 	assert_int_equal(core_cand_count(&ct, 0x10000), 2);
 	assert_int_equal(core_cand_count(&ct, 0x20000), 1);

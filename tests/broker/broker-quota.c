@@ -211,9 +211,17 @@ static void test_forged(void **state)
 		{ .cpu_usec = UINT64_C(1) << 60 }, { .total.pages_looked = UINT64_MAX / 2 },
 		{ .last.pages_declined[3] = UINT64_C(1) << 50 }, { .vmas = UINT32_MAX },
 		{ .last.vmas_added = INT64_MIN },
+		{ .scan.tracker = 3 }, { .scan.paused = 2 },
+		{ .scan.pages_tracked_now = UINT64_C(1) << 60 },
+		{ .scan.metadata_bytes = UINT64_MAX }, { .scan.full_scans = UINT64_C(1) << 50 },
+		{ .scan.cpu_usec = UINT64_C(1) << 60 }, { .scan.broken_soon = UINT64_MAX },
+		{ .scan.pages_skipped = UINT64_C(1) << 60 },
+		{ .scan.stable_msec_max = UINT64_C(1) << 50 },
 	};
 	const struct core_wire_ctl_item *item;
-	struct core_wire_report honest = { .pages_sharing = 77 };
+	/* A terabyte looked at ten times a second, for years. */
+	struct core_wire_report honest = { .pages_sharing = 77, .scan.tracker = 2,
+					   .scan.pages_scanned = UINT64_C(1) << 57 };
 	struct bt_client c, control;
 	struct bt_daemon d;
 

@@ -33,12 +33,13 @@ static void exec_daemon(const struct bt_daemon *d, const char *const *args,
 			const char *environment, int ready)
 {
 	const char *program = getenv("SAMEPAGED");
-	const char *argv[BT_ARGS_MAX] = { "samepaged", "--socket", d->path, "--ready-fd", NULL };
+	const char *argv[BT_ARGS_MAX] = { "samepaged", "--socket", d->path, "--ready-fd", NULL,
+					   "--config", "/dev/null" };
 	char fd[12];
-	int n = 4;
+	int n = 7;
 
 	snprintf(fd, sizeof(fd), "%d", ready);
-	argv[n++] = fd;
+	argv[4] = fd;
 	while (args && *args && n < BT_ARGS_MAX - 1)
 		argv[n++] = *args++;
 	argv[n] = NULL;

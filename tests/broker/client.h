@@ -19,7 +19,7 @@
 #include "core/wire.h"
 
 #define BT_WAIT_MSEC 20000
-#define BT_ARGS_MAX 16
+#define BT_ARGS_MAX 24
 
 struct bt_daemon {
 	pid_t pid;

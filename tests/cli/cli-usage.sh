@@ -94,6 +94,29 @@ check "the switch of PR_SET_MEMORY_MERGE is off" out_has '^SAMEPAGE_MERGE_ANY=0$
 try env SAMEPAGE_MERGE_ANY=1 "$SAMEPAGE" run --broker none --ksm -- env
 check "--ksm goes on" out_has '^SAMEPAGE_KSM=1$'
 check "the switch that was inherited stays" out_has '^SAMEPAGE_MERGE_ANY=1$'
+try env -u SAMEPAGE_SCAN "$SAMEPAGE" run --broker none -- env
+check "scanning is left to the broker" out_has '^SAMEPAGE_SCAN=auto$'
+check "nothing is said of how" test "$(grep -c SAMEPAGE_SCAN_ "$tmp/out")" -eq 0
+try env SAMEPAGE_SCAN=off SAMEPAGE_SCAN_CPU=2.5 SAMEPAGE_SCAN_MAPS=20 "$SAMEPAGE" run --broker none -- env
+check "what the environment says of scanning stays" out_has '^SAMEPAGE_SCAN=off$'
+check "... and how" out_has '^SAMEPAGE_SCAN_CPU=2.5$'
+try env SAMEPAGE_SCAN=off SAMEPAGE_SCAN_CPU=2.5 "$SAMEPAGE" run --broker none --scan on \
+	--scan-cpu-percent 7 --scan-map-percent 20 --scan-first-msec 50 --scan-most-msec 5000 \
+	--scan-tracker checksum --scan-huge-percent 99 -- env
+grep '^SAMEPAGE_SCAN' "$tmp/out" | LC_ALL=C sort >"$tmp/scan"
+printf 'SAMEPAGE_SCAN%s\n' =on _CPU=7 _FIRST=50 _HUGE=99 _MAPS=20 _MOST=5000 _TRACKER=checksum |
+	LC_ALL=C sort >"$tmp/scan-wanted"
+check "options of scanning go on, and win" cmp "$tmp/scan" "$tmp/scan-wanted"
+try env SAMEPAGE_SCAN=perhaps "$SAMEPAGE" run --broker none -- env
+check "what means nothing is told" err_has 'SAMEPAGE_SCAN=perhaps means nothing; allowed: on, off or auto'
+check "... and does not go on" out_has '^SAMEPAGE_SCAN=auto$'
+for bad in '--scan maybe' '--scan-cpu-percent 0' '--scan-cpu-percent 0.05' '--scan-map-percent 95' \
+	'--scan-first-msec soon' '--scan-most-msec 1' '--scan-tracker guess' '--scan-huge-percent 0'; do
+	# shellcheck disable=SC2086
+	try "$SAMEPAGE" run $bad -- true
+	check "run $bad: status 2" status_is 2
+	check "run $bad: names option and values" err_has "is no value for ${bad% *} ("
+done
 try "$SAMEPAGE" run --broker none --layout shared -- true
 check "--layout shared without a broker runs the program" status_is 0
 check "--layout shared without a broker says private" err_has 'private layout: '

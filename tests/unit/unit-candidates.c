@@ -64,6 +64,69 @@ static void test_counts(void **state)
 	munmap(mem, bytes);
 }
 
+/* What is removed is gone, all else stays, and its room is used again. */
+static void test_remove(void **state)
+{
+	const uint32_t n = 50000;
+	size_t bytes = core_cand_bytes(n);
+	void *mem = table_memory(bytes);
+	struct core_cand ct;
+	uint32_t i;
+
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	for (i = 0; i < n; i++)
+		core_cand_add(&ct, tag_of(i));
+	assert_int_equal(atomic_load(&ct.header->twins), 0);
+	for (i = 0; i < n; i += 5)
+		core_cand_add(&ct, tag_of(i));
+	assert_int_equal(atomic_load(&ct.header->twins), n / 5);
+	for (i = 0; i < n; i += 2)
+		core_cand_remove(&ct, tag_of(i));
+	core_cand_remove(&ct, tag_of(n)); /* was never there */
+	core_cand_remove(&ct, tag_of(0)); /* is not there any more */
+	assert_int_equal(atomic_load(&ct.header->entries), n / 2);
+	for (i = 0; i < n; i++)
+		assert_int_equal(core_cand_count(&ct, tag_of(i)),
+				 i % 2 == 0 ? 0 : i % 5 == 0 ? 2 : 1);
+	for (i = 0; i < n; i += 2)
+		assert_int_equal(core_cand_add(&ct, tag_of(i)), 1);
+	assert_int_equal(atomic_load(&ct.header->entries), n);
+	assert_int_equal(atomic_load(&ct.header->dropped), 0);
+	assert_int_equal(atomic_load(&ct.header->twins), n / 5);
+	munmap(mem, bytes);
+}
+
+/* All that adding writes to lies in the two places. */
+static void test_places(void **state)
+{
+	size_t bytes = core_cand_bytes(1000);
+	char *mem = table_memory(bytes), *before = malloc(bytes);
+	struct core_cand ct;
+
+	assert_non_null(before);
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	for (uint32_t i = 0; i < 500; i++) {
+		const void *place[2];
+		size_t differs = 0;
+
+		memcpy(before, mem, bytes);
+		core_cand_places(&ct, tag_of(i), place);
+		core_cand_add(&ct, tag_of(i));
+		for (size_t at = CORE_CAND_HEADER_BYTES; at < bytes; at++) {
+			size_t in_0 = (size_t)(mem + at - (const char *)place[0]);
+			size_t in_1 = (size_t)(mem + at - (const char *)place[1]);
+
+			if (before[at] == mem[at])
+				continue;
+			assert_true(in_0 < CORE_CAND_BUCKET_BYTES || in_1 < CORE_CAND_BUCKET_BYTES);
+			differs++;
+		}
+		assert_true(differs > 0);
+	}
+	free(before);
+	munmap(mem, bytes);
+}
+
 /* Tags 0 and ~0 are tags like any other. */
 static void test_extreme_tags(void **state)
 {
@@ -216,6 +279,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_counts),
+		cmocka_unit_test(test_remove),
+		cmocka_unit_test(test_places),
 		cmocka_unit_test(test_extreme_tags),
 		cmocka_unit_test(test_overload),
 		cmocka_unit_test(test_twins_survive),

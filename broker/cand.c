@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The two candidate tables of a store, one behind the other in one file.
+ *
+ * The first is of rounds: cleared when a LOOK or MERGE begins and when it ends. The
+ * second stands: scanners report into it what has become still, and somebody who
+ * then finds the same has a reason to promote.
+ *
+ * Sizes are chosen once, so a client that has the tables mapped never has to be told
+ * of others; a crowded table drops fingerprints, which costs merges that come later
+ * and nothing else. A table is cleared by giving the memory back to the kernel
+ * (MADV_REMOVE): it is the size of all memory's fingerprints, and a broker at rest
+ * should not carry that. The seal FUTURE_WRITE would forbid it, so this file has none:
+ * clients get it opened read-only with mode 0444, which root and the broker's own user
+ * could get around. Whoever does can write nothing there that TAGS could not say as
+ * well: counts are hints, and everybody takes the size from a checked copy of their own.
+ *
+ * Memory. The first store to a page that has none would be a SIGBUS where there is
+ * none to be had (strict overcommit): each page is asked for while an error can still be
+ * reported, and `backed` remembers which were. Without memory a tag is dropped (I4).
+ *
+ * The standing table wears out: pages change, processes end, and their tags stay. That
+ * is harmless while there is room (a stale tag can cost one slot that nobody shares), so
+ * a table is renewed when it is crowded, has dropped a part, has grown to many times
+ * what it was soon after its beginning, or when those who reported half of it are gone.
+ * Scanners see the round move and report all again, so renewals keep a distance, longer
+ * if they do not help: a client that floods the table cannot keep the others busy (I4).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "broker/store_impl.h"
+#include "sys/sys.h"
+
+#ifndef MADV_REMOVE
+#define MADV_REMOVE 9
+#endif
+
+#define SECOND_USEC UINT64_C(1000000)
+#define RENEW_FIRST_USEC (60 * SECOND_USEC)
+#define RENEW_MOST_USEC (15 * 60 * SECOND_USEC)
+#define GROWN_TIMES 4u
+#define FEW_TAGS 65536u /* 256 KiB: not worth a renewal */
+
+static uint64_t load(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+int broker_cand_init(struct broker_store *st)
+{
+	size_t one = st->cand_shm.bytes / 2, pages = st->cand_shm.bytes / st->page_bytes + 1;
+	uint8_t *mem = st->cand_shm.mem;
+	int r;
+
+	st->cand_backed = calloc(pages / 64 + 1, sizeof(*st->cand_backed));
+	if (!st->cand_backed)
+		return -ENOMEM;
+	/* The pages with the headers must exist before they are written to. */
+	for (unsigned i = 0; i < 2; i++) {
+		if (!broker_cand_back(st, mem + i * one))
+			return -ENOMEM;
+	}
+	r = core_cand_init(&st->cand, mem, one);
+	if (r == 0)
+		r = core_cand_init(&st->standing.table, mem + one, one);
+	st->standing.wait_usec = RENEW_FIRST_USEC;
+	return r;
+}
+
+static size_t page_of(const struct broker_store *st, const void *place)
+{
+	return (size_t)((const uint8_t *)place - (const uint8_t *)st->cand_shm.mem) /
+	       st->page_bytes;
+}
+
+static bool is_backed(const struct broker_store *st, size_t page)
+{
+	return st->cand_backed[page / 64] >> page % 64 & 1;
+}
+
+bool broker_cand_back(struct broker_store *st, const void *place)
+{
+	size_t page = page_of(st, place);
+	int r;
+
+	if (is_backed(st, page))
+		return true;
+	r = sys->madvise((uint8_t *)st->cand_shm.mem + page * st->page_bytes, st->page_bytes,
+			 MADV_POPULATE_WRITE);
+	if (r < 0 && r != -EINVAL) /* before Linux 5.14 */
+		return false;
+	st->cand_backed[page / 64] |= UINT64_C(1) << page % 64;
+	return true;
+}
+
+static void add(struct broker_store *st, struct core_cand *table, uint32_t tag)
+{
+	const void *place[2];
+
+	core_cand_places(table, tag, place);
+	if (broker_cand_back(st, place[0]) && broker_cand_back(st, place[1]))
+		core_cand_add(table, tag);
+	else
+		atomic_fetch_add_explicit(&table->header->dropped, 1, memory_order_relaxed);
+}
+
+/* What core_cand_clear() does, without asking for memory to write zeros to. */
+static void clear(struct broker_store *st, struct core_cand *table, size_t bytes)
+{
+	struct core_cand_header *header = table->header;
+	uint8_t *mem = st->cand_shm.mem, *end = (uint8_t *)header + bytes;
+	uint8_t *from = (uint8_t *)header + CORE_CAND_HEADER_BYTES;
+	size_t first = page_of(st, from + st->page_bytes - 1), last = page_of(st, end);
+
+	if (first < last && sys->madvise(mem + first * st->page_bytes,
+					 (last - first) * st->page_bytes, MADV_REMOVE) == 0) {
+		for (size_t i = first; i < last; i++)
+			st->cand_backed[i / 64] &= ~(UINT64_C(1) << i % 64);
+	}
+	/* Large pages: the ends of a table share theirs with what stays. */
+	while (from < end) {
+		uint8_t *next = mem + (page_of(st, from) + 1) * st->page_bytes;
+
+		if (next > end)
+			next = end;
+		if (is_backed(st, page_of(st, from)))
+			memset(from, 0, (size_t)(next - from));
+		from = next;
+	}
+	atomic_store_explicit(&header->entries, 0, memory_order_relaxed);
+	atomic_store_explicit(&header->dropped, 0, memory_order_relaxed);
+	atomic_fetch_add_explicit(&header->round, 1, memory_order_release);
+}
+
+void broker_store_tags(struct broker_store *st, const uint32_t *tag, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		add(st, &st->cand, tag[i]);
+}
+
+void broker_store_round(struct broker_store *st)
+{
+	clear(st, &st->cand, st->cand_shm.bytes / 2);
+}
+
+/* The standing table --------------------------------------------------------- */
+
+static bool worn_out(const struct broker_standing *sd)
+{
+	uint64_t entries = load(&sd->table.header->entries);
+
+	if (core_cand_crowded(&sd->table) || load(&sd->table.header->dropped) > entries / 16)
+		return true;
+	if (entries > FEW_TAGS && sd->gone > entries / 2)
+		return true;
+	return sd->settled && entries > FEW_TAGS + GROWN_TIMES * sd->settled_entries;
+}
+
+static void renew(struct broker_store *st, uint64_t now_usec)
+{
+	struct broker_standing *sd = &st->standing;
+
+	clear(st, &sd->table, st->cand_shm.bytes / 2);
+	sd->began_usec = now_usec;
+	sd->gone = 0;
+	sd->settled = false;
+}
+
+void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigned count,
+			   uint64_t now_usec)
+{
+	struct broker_standing *sd = &st->standing;
+	uint64_t age;
+
+	for (unsigned i = 0; i < count; i++)
+		add(st, &sd->table, tag[i]);
+	if (sd->began_usec == 0)
+		sd->began_usec = now_usec;
+	age = now_usec - sd->began_usec;
+	if (age < sd->wait_usec)
+		return;
+	if (worn_out(sd)) {
+		sd->wait_usec = age >= 2 * sd->wait_usec ? RENEW_FIRST_USEC : 2 * sd->wait_usec;
+		if (sd->wait_usec > RENEW_MOST_USEC)
+			sd->wait_usec = RENEW_MOST_USEC;
+		renew(st, now_usec);
+	} else if (!sd->settled) {
+		sd->settled = true;
+		sd->settled_entries = load(&sd->table.header->entries);
+	}
+}
+
+uint64_t broker_store_standing_round(const struct broker_store *st)
+{
+	return load(&st->standing.table.header->round);
+}
+
+void broker_store_standing_gone(struct broker_store *st, uint64_t tags)
+{
+	st->standing.gone += tags;
+}
+
+void broker_store_standing_end(struct broker_store *st)
+{
+	if (load(&st->standing.table.header->entries) == 0)
+		return;
+	renew(st, 0);
+	st->standing.wait_usec = RENEW_FIRST_USEC;
+}
+
+void broker_cand_promoted(struct broker_store *st, uint32_t tag)
+{
+	const void *place[2];
+
+	/* Where nothing was ever added, a look would need memory. */
+	core_cand_places(&st->standing.table, tag, place);
+	if (is_backed(st, page_of(st, place[0])) && is_backed(st, page_of(st, place[1])))
+		core_cand_remove(&st->standing.table, tag);
+}
+
+const struct core_cand *broker_store_cand(const struct broker_store *st)
+{
+	return &st->cand;
+}
+
+const struct core_cand *broker_store_standing_cand(const struct broker_store *st)
+{
+	return &st->standing.table;
+}

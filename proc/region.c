@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The scanner's regions: owned memory that is wanted, private, readable and writable, and
+ * carries nothing that a merged page could not have.
+ *
+ * Only smaps tells a mapping's flags, and smaps costs a walk over all memory, so it is
+ * read again only when the program changed something (proc_mem_watch), and not more
+ * often than comes to a fiftieth of the time. What the program touched since is left
+ * alone until then: a commit asks the watch (prepare.c).
+ *
+ * Mappings that are not registered for tracking yet are registered as they are found, each as
+ * a whole as far as it is owned: a mapping that the program made stays one mapping.
+ *
+ * discover: memory of a region may become present where nothing was. Where no chunk is
+ * known, PAGEMAP_SCAN is asked over long stretches; it skips what has no page tables.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proc/scan.h"
+
+#define COST_FACTOR 50u
+#define WAIT_LEAST_USEC 50000u
+#define WAIT_MOST_USEC 10000000u
+
+struct reading {
+	struct proc_engine *e;
+	struct proc_scan *s;
+	uint32_t regions_before;
+	uint64_t pages_new;
+};
+
+uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
+{
+	uint32_t lo = 0, hi = s->regions;
+
+	while (lo < hi) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (s->region[mid].end <= addr)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+{
+	struct proc_scan *s = r->s;
+	bool run = proc_vma_is_run(v);
+	struct scan_region *last = s->regions ? &s->region[s->regions - 1] : NULL;
+	uint32_t odd = proc_pass_odd_flags(v->flags);
+
+	if (run) {
+		/* Part of the memory around it; by itself it remembers what it came from. */
+		proc_mem_lock_engine();
+		odd = proc_mem_odd(start);
+		proc_mem_unlock_engine();
+	}
+	if (last && last->end == start && last->prot == v->prot && (run || last->odd == odd)) {
+		last->end = end;
+		return;
+	}
+	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
+		return;
+	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
+}
+
+static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+{
+	uint64_t ex_start, ex_end;
+
+	while (start < end && proc_mem_excluded(start, end, &ex_start, &ex_end)) {
+		if (ex_start > start)
+			take(r, v, start, ex_start);
+		start = ex_end < end ? ex_end : end;
+	}
+	if (start >= end)
+		return;
+	add(r, v, start, end);
+	if (r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)))
+		scan_arm(r->e, start, end);
+}
+
+static void take_owned(struct reading *r, const struct sys_vma *v)
+{
+	struct core_range *owned = r->e->work->owned;
+	uint64_t at = v->start;
+	size_t n;
+
+	do {
+		proc_mem_lock_engine();
+		n = proc_mem_owned_copy(at, owned, PROC_OWNED_MAX);
+		proc_mem_unlock_engine();
+		for (size_t i = 0; i < n && owned[i].start < v->end; i++) {
+			uint64_t start = owned[i].start > at ? owned[i].start : at;
+
+			at = owned[i].end < v->end ? owned[i].end : v->end;
+			if (proc_pass_wanted(r->e, owned[i].attr))
+				take(r, v, start, at);
+		}
+	} while (n == PROC_OWNED_MAX && owned[n - 1].end < v->end);
+}
+
+static int each(const struct sys_vma *v, void *arg)
+{
+	struct reading *r = arg;
+	bool run = proc_vma_is_run(v);
+
+	if (atomic_load(&r->e->state) == PROC_CLOSING)
+		return 1;
+	if (v->shared || !(v->anonymous || run) ||
+	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
+		return 0;
+	if (!run && proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
+		return 0;
+	take_owned(r, v);
+	return 0;
+}
+
+/* Is it time, and is there a reason? Asks the heap how large it is by now. */
+static bool due(struct proc_engine *e, uint64_t now)
+{
+	struct proc_scan *s = e->scan;
+	bool changed;
+
+	if (now < s->regions_at_usec)
+		return false;
+	proc_mem_lock_engine();
+	proc_mem_pass_begins();
+	proc_mem_pass_ends();
+	changed = s->watch.generation != s->regions_generation || s->armed_uffd != e->uffd;
+	if (changed) {
+		s->regions_generation = s->watch.generation;
+		core_rangeset_free(&s->watch.touched);
+		s->watch.everything = false;
+	}
+	proc_mem_unlock_engine();
+	s->regions_at_usec = now + WAIT_LEAST_USEC;
+	return changed;
+}
+
+static uint64_t bytes_of_regions(const struct proc_scan *s)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < s->regions; i++)
+		bytes += s->region[i].end - s->region[i].start;
+	return bytes;
+}
+
+void scan_regions_read(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	struct reading r = { .e = e, .s = s };
+	uint64_t began = sys_now_usec(), before = bytes_of_regions(s), wait;
+
+	if (!due(e, began))
+		return;
+	s->armed_uffd = e->uffd;
+	s->regions = 0;
+	e->work_used = true;
+	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0)
+		s->regions = 0;
+	s->regions_cost_usec = sys_now_usec() - began;
+	/* Programs that only move things about are asked less and less often. */
+	if (bytes_of_regions(s) != before)
+		s->regions_idle = 0;
+	else if (s->regions_idle < 8)
+		s->regions_idle++;
+	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
+	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
+	s->discover_at_usec = 0;
+}
+
+/* --- discover ---------------------------------------------------------------- */
+
+static uint64_t chunk_bytes(const struct proc_engine *e)
+{
+	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+}
+
+/* Present memory in a stretch without chunks. */
+static uint32_t discover_stretch(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	struct sys_page_region *found = e->work->regions;
+	uint64_t size = chunk_bytes(e);
+	uint32_t made = 0;
+
+	while (start < end) {
+		struct sys_pm_scan_arg arg = {
+			.size = sizeof(arg),
+			.start = start,
+			.end = end,
+			.vec = (uintptr_t)found,
+			.vec_len = PROC_CHUNK_PAGES,
+			.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
+			.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE |
+					 SYS_PAGE_IS_PRESENT,
+			.return_mask = SYS_PAGE_IS_PRESENT,
+		};
+		int n = sys->pagemap_scan(e->pagemap_fd, &arg);
+
+		for (int i = 0; i < n; i++)
+			for (uint64_t at = found[i].start & ~(size - 1); at < found[i].end; at += size) {
+				if (!scan_chunk_at(e->scan, at)) {
+					if (!scan_chunk_make(e->scan, at))
+						return made;
+					made++;
+				}
+			}
+		if (n < 0 || arg.walk_end <= start)
+			break;
+		start = arg.walk_end;
+	}
+	return made;
+}
+
+static uint32_t discover_region(struct proc_engine *e, const struct scan_region *g)
+{
+	uint64_t size = chunk_bytes(e), at = g->start, until;
+	uint32_t made = 0;
+
+	while (at < g->end) {
+		if (scan_chunk_at(e->scan, at & ~(size - 1))) {
+			at = (at & ~(size - 1)) + size;
+			continue;
+		}
+		until = (at & ~(size - 1)) + size;
+		while (until < g->end && !scan_chunk_at(e->scan, until))
+			until += size;
+		made += discover_stretch(e, at, until < g->end ? until : g->end);
+		at = until;
+	}
+	return made;
+}
+
+uint32_t scan_discover(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t made = 0, now = scan_now_msec(s, sys_now_usec());
+	uint32_t before = s->chunks;
+
+	for (uint32_t i = 0; i < s->regions; i++)
+		made += discover_region(e, &s->region[i]);
+	for (uint32_t i = before; i < s->chunks; i++)
+		s->chunk[i].due_msec = now;
+	return made;
+}

@@ -1,0 +1,544 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * When the scanner does what. scan.h has the theory.
+ *
+ * A slice: the machine's memory, if it is time; the regions, if something changed; memory
+ * that became present; news; then the chunks that are due, until the slice is over, a call
+ * or a request waits, or the bucket of CPU time is empty. The next slice is when the first
+ * chunk is due again.
+ *
+ * A chunk is due when the first of its waiting pages has waited long enough; one in which
+ * nothing waits, after a time that doubles from look to look and starts anew when memory
+ * is new or was merged.
+ */
+#include "proc/scan.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define SLICE_USEC 20000u
+#define MEMORY_USEC 5000000u
+#define DISCOVER_LATEST 7u
+#define IDLE_LATEST 10u
+/* Huge pages are hashed to find out whether they changed: much less often. */
+#define HUGE_LATER 3u
+#define CPU_SLACK_USEC 5000u /* worth waking up for, when the bucket was empty */
+#define RETRY_USEC 1000000u
+
+static const struct core_scan_config defaults = {
+	.tracker = CORE_SCAN_TRACKER_WP_ASYNC,
+	.cpu_permille = 100,
+	.map_percent = 50,
+	.first_msec = 100,
+	.most_msec = 10000,
+	.huge_percent = 12,
+};
+
+static uint32_t chosen(uint32_t own, uint32_t brokers, uint32_t otherwise, uint32_t most)
+{
+	uint32_t value = own ? own : brokers ? brokers : otherwise;
+
+	return value < most ? value : most;
+}
+
+/* The program's own wish, else the broker's, else ours. */
+static void settle(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	const struct core_scan_config *o = &s->own, *b = &e->link->scan, *d = &defaults;
+
+	s->set.flags = o->flags ? o->flags : b->flags;
+	s->set.tracker = chosen(o->tracker, b->tracker, d->tracker, CORE_SCAN_TRACKER_CHECKSUM);
+	s->set.cpu_permille = chosen(o->cpu_permille, b->cpu_permille, d->cpu_permille, 1000);
+	s->set.map_percent = chosen(o->map_percent, b->map_percent, d->map_percent, 90);
+	s->set.first_msec = chosen(o->first_msec, b->first_msec, d->first_msec, 60000);
+	s->set.most_msec = chosen(o->most_msec, b->most_msec, d->most_msec, 3600000);
+	s->set.huge_percent = chosen(o->huge_percent, b->huge_percent, d->huge_percent, 101);
+	s->wp = s->set.tracker == CORE_SCAN_TRACKER_WP_ASYNC && s->wp_async;
+	s->pace.permille = s->set.cpu_permille;
+}
+
+/* --- life -------------------------------------------------------------------- */
+
+int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own)
+{
+	struct proc_scan *s = proc_arena_alloc(sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->own = *own;
+	s->began_usec = sys_now_usec();
+	s->armed_uffd = -1;
+	s->regions_generation = UINT64_MAX;
+	s->memory.available_permille = UINT32_MAX;
+	core_pace_init(&s->pace, defaults.cpu_permille, s->began_usec);
+	e->scan = s;
+	return 0;
+}
+
+void proc_scan_free(struct proc_engine *e)
+{
+	struct proc_mem_guard guard;
+
+	if (!e->scan)
+		return;
+	proc_mem_lock(&guard);
+	if (e->scan->started)
+		proc_mem_watch(NULL);
+	proc_mem_unlock(&guard);
+	scan_forget_all(e->scan);
+	proc_arena_free(e->scan, sizeof(*e->scan));
+	e->scan = NULL;
+}
+
+/* What is known is about another store, or about another process. */
+static void start_over(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	scan_forget_all(s);
+	s->armed_uffd = -1;
+	s->regions_generation = UINT64_MAX;
+	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
+	s->regions_idle = s->discover_idle = s->news_idle = 0;
+	s->news_published = s->news_twins = 0;
+	s->wake_usec = 0;
+}
+
+void proc_scan_forked(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	if (!s)
+		return;
+	start_over(e);
+	memset(&s->n, 0, sizeof(s->n));
+	s->began_usec = sys_now_usec();
+	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
+	s->started = false;
+}
+
+void proc_scan_uffd(struct proc_engine *e, bool wp_async)
+{
+	if (!e->scan)
+		return;
+	e->scan->wp_async = wp_async;
+	e->scan->armed_uffd = -1;
+}
+
+void proc_scan_connected(struct proc_engine *e)
+{
+	if (!e->scan)
+		return;
+	settle(e);
+	if (e->link->paused)
+		e->scan->paused = true;
+	start_over(e);
+}
+
+void proc_scan_pause(struct proc_engine *e, bool pause)
+{
+	struct proc_scan *s = e->scan;
+
+	e->link->paused = pause;
+	if (!s || s->paused == pause)
+		return;
+	for (uint32_t i = 0; pause && s->wp && i < s->regions; i++)
+		scan_disarm(e, s->region[i].start, s->region[i].end);
+	s->paused = pause;
+	start_over(e);
+}
+
+static void forget_chunk(struct proc_engine *e, uint64_t base)
+{
+	struct scan_chunk *k = scan_chunk_at(e->scan, base);
+
+	if (k)
+		scan_chunk_free(e->scan, (uint32_t)(k - e->scan->chunk));
+}
+
+void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+
+	if (!e->scan || !e->scan->started)
+		return;
+	scan_disarm(e, start, end);
+	for (uint64_t at = start & ~(size - 1); at < end; at += size)
+		forget_chunk(e, at);
+	e->scan->regions_at_usec = 0;
+}
+
+/* --- one chunk ----------------------------------------------------------------- */
+
+/* Which pages are worth a hash? Sums up what there is. */
+static void look_at_pages(struct proc_engine *e, struct scan_look *look)
+{
+	struct proc_scan *s = e->scan;
+	struct scan_chunk *k = look->chunk;
+
+	look->sum = (struct core_pages_sum){ .wait_msec = UINT32_MAX };
+	look->wanted = 0;
+	memset(look->want, SCAN_REST, sizeof(look->want));
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
+		unsigned g = i / CORE_PAGES_GROUP;
+		struct core_page_seen seen = {
+			.present = look->seen[i] & SCAN_PRESENT,
+			.changed = look->seen[i] & SCAN_CHANGED,
+			.blind = !s->wp || (look->seen[i] & SCAN_HUGE),
+		};
+		struct core_pages_group *group = seen.present ? scan_group_make(s, k, g)
+							      : scan_group(s, k, g);
+
+		if (!group)
+			continue;
+		if (core_page_look(group, i % CORE_PAGES_GROUP, &seen, &look->clock, &look->sum) ==
+		    CORE_PAGE_HASH) {
+			look->want[i] = SCAN_HASH;
+			look->wanted++;
+		}
+	}
+}
+
+/* After merging: what is in the chunk now. Groups without anything are given back. */
+static void count_pages(struct proc_scan *s, struct scan_chunk *k)
+{
+	memset(k->pages, 0, sizeof(k->pages));
+	k->volatile_pages = 0;
+	for (unsigned g = 0; g < SCAN_GROUPS; g++) {
+		const struct core_pages_group *group = scan_group(s, k, g);
+		unsigned gone = 0;
+
+		if (!group)
+			continue;
+		for (unsigned i = 0; i < CORE_PAGES_GROUP; i++) {
+			enum core_page_state state = core_page_state(group, i);
+
+			k->pages[state]++;
+			gone += state == CORE_PAGE_GONE;
+			k->volatile_pages += state == CORE_PAGE_FRESH &&
+					     core_page_level(group, i) >= CORE_PAGES_LEVEL_VOLATILE;
+		}
+		if (gone == CORE_PAGES_GROUP)
+			scan_group_free(s, k, g);
+	}
+}
+
+static void note_look(struct proc_scan *s, const struct scan_look *look)
+{
+	const struct core_pages_sum *sum = &look->sum;
+
+	s->n.pages_changed += sum->new_pages + sum->changed_pages + sum->broken;
+	s->n.pages_broken += sum->broken;
+	s->n.broken_soon += sum->broken_soon;
+	s->n.broken_msec += sum->broken_msec;
+}
+
+static void schedule(struct proc_scan *s, struct scan_chunk *k, uint32_t now, uint32_t wait,
+		     bool busy)
+{
+	uint32_t most = core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec);
+	uint64_t idle;
+
+	if (busy)
+		k->idle = 0;
+	else if (k->idle < IDLE_LATEST + (k->huge ? HUGE_LATER : 0))
+		k->idle++;
+	if (k->huge)
+		most = most > UINT32_MAX >> HUGE_LATER ? most : most << HUGE_LATER;
+	idle = (uint64_t)s->set.first_msec << k->idle;
+	if (idle > most)
+		idle = most;
+	k->due_msec = now + (wait < idle ? wait : (uint32_t)idle);
+}
+
+static void count_epoch(struct proc_scan *s, struct scan_chunk *k)
+{
+	if (k->epoch != s->epoch) {
+		k->epoch = s->epoch;
+		s->epoch_seen++;
+	}
+	if (s->epoch_seen < s->chunks)
+		return;
+	s->n.full_scans++;
+	s->epoch = !s->epoch;
+	s->epoch_seen = 0;
+}
+
+/* A new round of the table: what was reported is forgotten there. */
+static void check_round(struct proc_scan *s, struct scan_chunk *k)
+{
+	if (k->round == (uint8_t)s->round)
+		return;
+	k->round = (uint8_t)s->round;
+	for (unsigned g = 0; g < SCAN_GROUPS; g++)
+		if (k->group[g])
+			core_pages_unreport(scan_group(s, k, g));
+	k->news = true;
+}
+
+/* False: the chunk is gone. */
+static bool look_at_chunk(struct proc_engine *e, uint32_t number)
+{
+	struct proc_scan *s = e->scan;
+	struct scan_look *look = &s->look;
+	struct scan_chunk *k = &s->chunk[number];
+	uint32_t now = scan_now_msec(s, sys_now_usec()), first = s->set.first_msec;
+
+	k->looks++;
+	check_round(s, k);
+	count_epoch(s, k);
+	look->chunk = k;
+	look->clock = (struct core_pages_clock){ now, first, k->looks };
+	look->merged = 0;
+	s->n.pages_scanned += PROC_CHUNK_PAGES;
+	if (!scan_see(e, look)) {
+		schedule(s, k, now, UINT32_MAX, false);
+		return true;
+	}
+	look_at_pages(e, look);
+	note_look(s, look);
+	k->huge = look->huge_pages > 0;
+	if (look->wanted || k->news)
+		scan_merge(e, look);
+	k->news = false;
+	count_pages(s, k);
+	if (k->pages[CORE_PAGE_GONE] == 0 && !k->pages[CORE_PAGE_FRESH] &&
+	    !k->pages[CORE_PAGE_KNOWN] && !k->pages[CORE_PAGE_MERGED] &&
+	    !k->pages[CORE_PAGE_ASIDE] && !k->pages[CORE_PAGE_BROKEN]) {
+		scan_chunk_free(s, number);
+		return false;
+	}
+	/* What was hashed for the first time, blindly, waits as well. */
+	if (k->pages[CORE_PAGE_FRESH] && look->sum.wait_msec > first && look->wanted)
+		look->sum.wait_msec = first;
+	schedule(s, k, now, look->sum.wait_msec, look->sum.new_pages || look->merged);
+	return true;
+}
+
+/* --- slices ------------------------------------------------------------------------ */
+
+static void read_memory(struct proc_scan *s, uint64_t now)
+{
+	if (now < s->memory_at_usec)
+		return;
+	s->memory_at_usec = now + MEMORY_USEC;
+	sys_memory_state(&s->memory.available_permille, &s->memory.pressure);
+}
+
+static void discover(struct proc_engine *e, uint64_t now)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t most = core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec), wait;
+
+	if (now < s->discover_at_usec)
+		return;
+	e->work_used = true;
+	if (scan_discover(e))
+		s->discover_idle = 0;
+	else if (s->discover_idle < DISCOVER_LATEST)
+		s->discover_idle++;
+	wait = (uint64_t)s->set.first_msec << s->discover_idle;
+	s->discover_at_usec = now + (wait < most ? wait : most) * 1000;
+}
+
+static void new_round(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t round = atomic_load(&e->link->standing.header->round);
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	if (round == s->round)
+		return;
+	s->round = round;
+	for (uint32_t i = 0; i < s->chunks; i++)
+		s->chunk[i].due_msec = now;
+}
+
+static bool interrupted(struct proc_engine *e)
+{
+	struct pollfd p = { .fd = e->link->poll_fd, .events = POLLIN };
+
+	if (atomic_load(&e->call_posted) || atomic_load(&e->state) == PROC_CLOSING ||
+	    !e->link->connected || e->no_freeze || e->uffd < 0)
+		return true;
+	return p.fd >= 0 && sys->poll(&p, 1, 0) > 0;
+}
+
+static bool is_due(const struct scan_chunk *k, uint32_t now)
+{
+	return (int32_t)(k->due_msec - now) <= 0;
+}
+
+/* Chunk by chunk from the cursor on. True: came to the end of the list. */
+static bool look_at_chunks(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	while (s->cursor < s->chunks) {
+		uint64_t usec = sys_now_usec();
+		uint32_t now = scan_now_msec(s, usec);
+		struct scan_chunk *k = &s->chunk[s->cursor];
+
+		if (!is_due(k, now)) {
+			s->n.pages_skipped += PROC_CHUNK_PAGES;
+		} else {
+			if (usec >= s->slice_end_usec || interrupted(e))
+				return false;
+			if (!look_at_chunk(e, s->cursor))
+				continue;
+			k = &s->chunk[s->cursor];
+		}
+		if ((int32_t)(k->due_msec - s->round_due_msec) < 0)
+			s->round_due_msec = k->due_msec;
+		s->cursor++;
+	}
+	return true;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* When to come back, when all that is due has been looked at. */
+static void sleep_until_due(struct proc_engine *e, uint64_t now)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t due = s->began_usec + (uint64_t)s->round_due_msec * 1000;
+
+	/* msec since the start wrap after 49 days. */
+	if (due < now || due - now > (uint64_t)s->set.most_msec * 1000 * 16)
+		due = now + (uint64_t)s->set.first_msec * 1000;
+	s->wake_usec = least(due, s->discover_at_usec);
+	if (s->wake_usec < now + 1000)
+		s->wake_usec = now + 1000;
+	s->cursor = 0;
+	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
+}
+
+static void begin_slice(struct proc_engine *e)
+{
+	e->work_used = true;
+	e->work->misses = 0;
+	memset(e->work->collided, 0, sizeof(e->work->collided));
+	proc_pass_scan_budget(e, &e->scan->budget, e->scan->set.map_percent);
+}
+
+static void work(struct proc_engine *e, uint64_t now)
+{
+	struct proc_scan *s = e->scan;
+	int64_t limit = e->vmas_limit;
+
+	begin_slice(e);
+	read_memory(s, now);
+	scan_regions_read(e);
+	discover(e, now);
+	new_round(e);
+	scan_news(e);
+	if (look_at_chunks(e))
+		sleep_until_due(e, sys_now_usec());
+	else
+		s->wake_usec = now;
+	scan_reports_send(e);
+	proc_segments_unmap(e);
+	if (s->hashed_in_slice)
+		proc_pass_empty_ring(e);
+	s->hashed_in_slice = false;
+	e->vmas_limit = limit;
+	e->vmas_read_usec = 0; /* that limit was the scanner's */
+}
+
+static bool ready(struct proc_engine *e, uint64_t now)
+{
+	struct proc_scan *s = e->scan;
+	struct proc_mem_guard guard;
+
+	if (e->no_freeze || s->paused || !e->link->connected)
+		return false;
+	if (e->uffd < 0 && proc_freeze_setup(e) < 0) {
+		s->wake_usec = now + RETRY_USEC;
+		return false;
+	}
+	settle(e);
+	if (s->set.flags & CORE_SCAN_OFF)
+		return false;
+	if (s->started)
+		return true;
+	proc_mem_lock(&guard);
+	proc_mem_watch(&s->watch);
+	proc_mem_unlock(&guard);
+	s->started = true;
+	return true;
+}
+
+void proc_scan_slice(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t now = sys_now_usec(), cpu = sys_thread_cpu_usec(), spent;
+
+	if (!s || now < s->wake_usec || !ready(e, now))
+		return;
+	if (!core_pace_may(&s->pace, now)) {
+		s->n.held_cpu++;
+		s->wake_usec = now + core_pace_wait_usec(&s->pace, now, CPU_SLACK_USEC);
+		return;
+	}
+	if (proc_engine_awake(e) < 0)
+		return;
+	s->slice_end_usec = now + SLICE_USEC;
+	work(e, now);
+	spent = sys_thread_cpu_usec() - cpu;
+	s->n.cpu_usec += spent;
+	core_pace_spend(&s->pace, sys_now_usec(), spent);
+}
+
+uint64_t proc_scan_wake_usec(const struct proc_engine *e)
+{
+	const struct proc_scan *s = e->scan;
+
+	if (!s || s->paused || e->no_freeze || !e->link->connected ||
+	    (s->set.flags & CORE_SCAN_OFF))
+		return UINT64_MAX;
+	return s->wake_usec;
+}
+
+void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
+{
+	const struct proc_scan *s = e->scan;
+
+	memset(n, 0, sizeof(*n));
+	n->paused = e->link->paused;
+	if (!s || (s->set.flags & CORE_SCAN_OFF))
+		return;
+	*n = s->n;
+	n->tracker = s->wp ? CORE_SCAN_TRACKER_WP_ASYNC : CORE_SCAN_TRACKER_CHECKSUM;
+	n->paused = s->paused;
+	for (uint32_t i = 0; i < s->chunks; i++) {
+		const struct scan_chunk *k = &s->chunk[i];
+
+		n->pages_merged_now += k->pages[CORE_PAGE_MERGED];
+		n->pages_unshared_now += k->pages[CORE_PAGE_KNOWN];
+		n->pages_volatile_now += k->volatile_pages;
+		n->pages_waiting_now += k->pages[CORE_PAGE_FRESH] - k->volatile_pages;
+		n->pages_tracked_now += k->pages[CORE_PAGE_FRESH] + k->pages[CORE_PAGE_KNOWN] +
+					k->pages[CORE_PAGE_ASIDE] + k->pages[CORE_PAGE_BROKEN];
+	}
+	n->metadata_bytes = scan_bytes(s);
+}
+
+uint64_t proc_scan_bytes(const struct proc_engine *e)
+{
+	return e->scan ? scan_bytes(e->scan) : 0;
+}
+
+bool proc_scan_touched(const struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	return proc_mem_watch_touched(&e->scan->watch, start, end);
+}
+
+bool proc_scan_watches(const struct proc_engine *e)
+{
+	return e && e->scan;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The background scanner of one engine: ksmd's job, on the engine's thread, in slices
+ * between calls and requests (scan.c). What it does:
+ *
+ *   regions   which memory: owned, wanted, of a kind and with flags that can be merged
+ *             (region.c). Read anew when the program changed mappings or advice
+ *   tracker   what changed: a look at a chunk of 512 pages (track.c). wp-async: the
+ *             region's mappings are registered with the engine's userfaultfd in WP_ASYNC
+ *             mode, PAGEMAP_SCAN tells which pages were written and protects them again,
+ *             in one step. checksum: the pages are hashed and compared with last time
+ *   pages     what is known of each page, and when it is worth a look (core/pages.h)
+ *   merging   those that kept still are hashed and looked up; who finds his page in the
+ *             standing table of candidates promotes it; who finds it in the index merges
+ *             it; the rest is reported to the table and asked about again when somebody
+ *             else has reported or published something ("news")
+ *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
+ *
+ * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
+ * remembered), running.
+ *
+ * A change that happens between the last look and the end of a freeze in the same chunk
+ * may be missed. Then a page is known by an old fingerprint until it changes again; the
+ * comparison in the freeze finds that out (I2), so the cost is a page not merged.
+ */
+#ifndef SAMEPAGE_PROC_SCAN_H
+#define SAMEPAGE_PROC_SCAN_H
+
+#include "core/pace.h"
+#include "core/pages.h"
+#include "core/scan.h"
+#include "proc/internal.h"
+
+#define SCAN_GROUPS (PROC_CHUNK_PAGES / CORE_PAGES_GROUP)
+
+/* Memory of one protection and one advice. Store mappings in it belong to it. */
+struct scan_region {
+	uint64_t start, end;
+	int prot;
+	uint32_t odd;
+};
+
+struct scan_chunk {
+	uint64_t base;
+	uint32_t group[SCAN_GROUPS]; /* index + 1; 0: nothing is known, nothing is there */
+	uint32_t due_msec;
+	uint32_t looks;
+	uint16_t pages[CORE_PAGE_STATES];
+	uint16_t volatile_pages;
+	uint8_t idle; /* the time between looks, doubled so often */
+	uint8_t round; /* of the candidate table, lowest bits */
+	bool news;
+	bool huge; /* had huge pages at the last look */
+	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
+};
+
+/* What the tracker saw of each page of a chunk. */
+enum {
+	SCAN_PRESENT = 1,
+	SCAN_CHANGED = 2,
+	SCAN_HUGE = 4,
+	SCAN_SWAPPED = 8,
+};
+
+struct scan_look {
+	struct scan_chunk *chunk;
+	struct core_pages_clock clock;
+	struct core_pages_sum sum;
+	uint8_t seen[PROC_CHUNK_PAGES];
+	uint8_t want[PROC_CHUNK_PAGES]; /* enum scan_want */
+	uint32_t wanted, huge_pages, merged;
+};
+
+enum scan_want {
+	SCAN_REST,
+	SCAN_HASH,
+	SCAN_PLANNED, /* known; the slot was found by its fingerprint */
+	SCAN_TWIN,    /* hashed; would be promoted if its huge page were split */
+};
+
+struct proc_scan {
+	struct core_scan_config own; /* the program's, by its environment */
+	struct core_scan_config set; /* with the broker's and the defaults */
+	struct core_scan_counters n;
+	struct core_pace pace;
+	struct core_pace_memory memory;
+	struct proc_mem_watch watch;
+	uint64_t began_usec;
+	uint64_t wake_usec;     /* nothing to do before */
+	uint64_t slice_end_usec;
+	uint64_t memory_at_usec; /* when to read `memory` again */
+	struct proc_scan_budget budget;
+	bool wp_async; /* the userfaultfd can track writes */
+	bool paused, wp, started, hashed_in_slice;
+	int armed_uffd; /* the descriptor that regions are registered with */
+
+	struct scan_region *region;
+	uint32_t regions, regions_room;
+	uint64_t regions_generation; /* of the watch, when they were read */
+	uint64_t regions_at_usec;    /* not read again before */
+	uint64_t regions_cost_usec;
+	uint32_t regions_idle;
+	uint64_t discover_at_usec;
+	uint32_t discover_idle;
+
+	struct scan_chunk *chunk;
+	uint32_t chunks, chunks_room;
+	uint32_t *slot; /* hash table: chunk number + 1 */
+	uint32_t slots;
+	struct core_pages_group *group;
+	uint32_t groups, groups_room, group_free; /* freed ones are linked through tag[0] */
+	uint32_t groups_used;
+	uint32_t cursor; /* next chunk of this round through all */
+	uint32_t round_due_msec; /* earliest due of those passed in this round */
+	uint32_t epoch_seen;
+	bool epoch;
+
+	uint64_t news_published, news_twins; /* up to which everything was asked */
+	uint64_t news_at_usec;
+	uint32_t news_idle;
+	uint64_t round; /* of the standing table */
+	struct scan_look look;
+};
+
+static inline uint32_t scan_now_msec(const struct proc_scan *s, uint64_t now_usec)
+{
+	return (uint32_t)((now_usec - s->began_usec) / 1000);
+}
+
+/* chunks.c: the memory of all that */
+struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base); /* NULL: none */
+struct scan_chunk *scan_chunk_make(struct proc_scan *s, uint64_t base); /* NULL: no memory */
+void scan_chunk_free(struct proc_scan *s, uint32_t number); /* the last one takes its place */
+struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk *k, unsigned i);
+struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk *k, unsigned i);
+void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i);
+/* Room for one more element of an array; false: no memory. */
+bool scan_room(void **array, uint32_t count, uint32_t *room, size_t element_bytes);
+void scan_forget_all(struct proc_scan *s);
+uint64_t scan_bytes(const struct proc_scan *s);
+
+/* region.c */
+void scan_regions_read(struct proc_engine *e);
+/* First region that ends after addr; regions: none. */
+uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr);
+/* Chunks for memory that has become present where there was none. How many. */
+uint32_t scan_discover(struct proc_engine *e);
+
+/* track.c */
+/* Register what is anonymous in [start, end) and protect it: changes count from here. */
+/* scan_arm(): internal.h */
+void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* Fill in look->seen. False: nothing changed, and nothing waits. */
+bool scan_see(struct proc_engine *e, struct scan_look *look);
+
+/* scan_merge.c: hash, look up, merge what look->want says, and note what came of it */
+void scan_merge(struct proc_engine *e, struct scan_look *look);
+/* The fingerprints that wait to be reported. */
+void scan_reports_send(struct proc_engine *e);
+/* Tags that others have reported or published meanwhile. */
+void scan_news(struct proc_engine *e);
+
+#endif

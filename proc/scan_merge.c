@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * From what a look at a chunk wants to merged pages: hash, look up, plan, commit, and
+ * note for each page what came of it.
+ *
+ * Promotion. A page goes into the store when the standing table has its fingerprint from
+ * somebody else (count 2, or 1 and we never reported it); otherwise it is reported there.
+ * Others find out by asking again about the fingerprints that they keep, without reading
+ * a page (scan_news).
+ *
+ * Huge pages. A merge splits them, so in a chunk that has any it is found out first how
+ * many pages would merge; nothing is promoted for that. Where it is too few, all stays.
+ *
+ * Mappings. When they run short only long runs are merged (core_pace_shortest_run).
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proc/scan.h"
+
+static struct core_pages_group *group_of(struct proc_scan *s, const struct scan_look *look,
+					 uint32_t i)
+{
+	return scan_group(s, look->chunk, i / CORE_PAGES_GROUP);
+}
+
+#define IN_GROUP(i) ((i) % CORE_PAGES_GROUP)
+
+/* look.c asks, page hashed: has it kept still, so that it is to be looked up? */
+bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
+{
+	struct proc_scan *s = e->scan;
+	bool blind = !s->wp || (look->seen[i] & SCAN_HUGE);
+
+	s->n.pages_hashed++;
+	s->hashed_in_slice = true;
+	return core_page_hashed(group_of(s, look, i), IN_GROUP(i), e->work->tag[i], blind,
+				&look->clock);
+}
+
+/* look.c asks, page not in the index: has somebody else one like it? */
+bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t i)
+{
+	const struct core_pages_group *g = group_of(e->scan, look, i);
+	unsigned count = core_cand_count(&e->link->standing, e->work->tag[i]);
+
+	return count > (core_page_reported(g, IN_GROUP(i)) ? 1u : 0u);
+}
+
+/* look.c tells: it has, but nothing is promoted in this look. */
+void proc_scan_twin(struct scan_look *look, uint32_t i)
+{
+	look->want[i] = SCAN_TWIN;
+}
+
+/* --- reports ------------------------------------------------------------------- */
+
+static void flush_reports(struct proc_engine *e)
+{
+	if (e->tags_count && e->link->connected)
+		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count);
+	e->scan->n.pages_candidate += e->tags_count;
+	e->tags_count = 0;
+}
+
+static void report(struct proc_engine *e, uint32_t tag)
+{
+	e->work->tags_out[e->tags_count++] = tag;
+	if (e->tags_count == CORE_WIRE_TAGS_MAX)
+		flush_reports(e);
+}
+
+/* --- plan ---------------------------------------------------------------------- */
+
+/* A known page, by the fingerprint that we keep: is it in the store by now? */
+static void plan_known(struct proc_engine *e, struct scan_look *look, uint32_t i, uint32_t tag)
+{
+	struct core_plan_page *p = &e->work->plan[i];
+	uint32_t slots[CORE_INDEX_MATCHES_MAX];
+	unsigned n = core_index_lookup(&e->link->index, tag, slots, CORE_INDEX_MATCHES_MAX);
+
+	if (n == 1) {
+		*p = (struct core_plan_page){ .kind = CORE_PLAN_SLOT, .slot = slots[0] };
+		e->work->tag[i] = tag;
+		look->want[i] = SCAN_PLANNED;
+	} else if (n > 1 || core_cand_count(&e->link->standing, tag) > 1) {
+		look->want[i] = SCAN_HASH;
+	}
+}
+
+static void plan_news(struct proc_engine *e, struct scan_look *look)
+{
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
+		const struct core_pages_group *g = group_of(e->scan, look, i);
+
+		if (g && core_page_state(g, IN_GROUP(i)) == CORE_PAGE_KNOWN &&
+		    look->want[i] == SCAN_REST && (look->seen[i] & SCAN_PRESENT))
+			plan_known(e, look, i, g->tag[IN_GROUP(i)]);
+	}
+}
+
+static uint32_t count_planned(struct proc_engine *e, const struct scan_look *look)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+		n += look->want[i] == SCAN_TWIN || e->work->plan[i].kind != CORE_PLAN_SKIP;
+	return n;
+}
+
+static void skip_planned(struct proc_engine *e, enum samepage_reason why)
+{
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+		if (e->work->plan[i].kind != CORE_PLAN_SKIP)
+			proc_plan_skip(&e->work->plan[i], why);
+}
+
+/* Would enough of a chunk with huge pages merge? Then also with promotion. */
+static void plan_huge(struct proc_engine *e, struct scan_look *look, const struct proc_chunk *c,
+		      struct samepage_result *res)
+{
+	struct proc_scan *s = e->scan;
+
+	if (count_planned(e, look) * 100 < s->set.huge_percent * PROC_CHUNK_PAGES) {
+		s->n.huge_kept++;
+		skip_planned(e, SAMEPAGE_REASON_UNIQUE);
+		return;
+	}
+	s->n.huge_split++;
+	proc_look_wanted(e, c, look->want, SCAN_TWIN, res);
+}
+
+/* Mappings are short: leave out runs that are not worth one. */
+static void plan_long_runs(struct proc_engine *e)
+{
+	struct core_plan_run *runs = e->work->runs;
+	uint32_t least = core_pace_shortest_run(e->vmas_now, e->vmas_limit);
+	size_t n;
+
+	if (least == 1)
+		return;
+	n = core_plan_runs(e->work->plan, PROC_CHUNK_PAGES,
+			   e->link->index.header->segment_slots, runs, PROC_CHUNK_PAGES);
+	for (size_t r = 0; r < n; r++) {
+		if (runs[r].kind != CORE_PLAN_SLOT || (least && runs[r].pages >= least))
+			continue;
+		for (uint32_t i = 0; i < runs[r].pages; i++)
+			proc_plan_skip(&e->work->plan[runs[r].first + i], SAMEPAGE_REASON_MAP_COUNT);
+		e->scan->n.held_maps += runs[r].pages;
+	}
+}
+
+/* --- commit --------------------------------------------------------------------- */
+
+static void commit_mapping(struct proc_engine *e, const struct scan_look *look,
+			   const struct proc_chunk *how, const struct sys_vma *v, uint32_t first,
+			   uint32_t end, struct samepage_result *res)
+{
+	struct proc_chunk c = *how;
+	uint32_t g = scan_region_after(e->scan, c.base + ((uint64_t)first << e->page_shift));
+
+	if (!v->anonymous || v->shared || v->prot != e->scan->region[g].prot) {
+		for (uint32_t i = first; i < end; i++)
+			if (e->work->plan[i].kind != CORE_PLAN_SKIP)
+				proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
+		return;
+	}
+	c.vma = v;
+	c.first = first;
+	c.end = end;
+	c.prot = v->prot;
+	c.odd = e->scan->region[g].odd;
+	proc_freeze_commit(e, &c, res);
+}
+
+static uint32_t next_planned(const struct proc_engine *e, uint32_t i)
+{
+	while (i < PROC_CHUNK_PAGES && e->work->plan[i].kind == CORE_PLAN_SKIP)
+		i++;
+	return i;
+}
+
+/* Mapping by mapping, region by region. */
+static void commit(struct proc_engine *e, const struct scan_look *look, const struct proc_chunk *c,
+		   struct samepage_result *res)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t i = next_planned(e, 0);
+
+	while (i < PROC_CHUNK_PAGES) {
+		uint64_t at = c->base + ((uint64_t)i << e->page_shift), until;
+		uint32_t g = scan_region_after(s, at), end;
+		struct sys_vma v;
+
+		if (g == s->regions || s->region[g].start > at ||
+		    sys_vma_query(e->maps_fd, at, 0, &v) < 0) {
+			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
+			i = next_planned(e, i + 1);
+			continue;
+		}
+		until = v.end < s->region[g].end ? v.end : s->region[g].end;
+		end = until - c->base < (uint64_t)PROC_CHUNK_PAGES << e->page_shift
+			      ? (uint32_t)((until - c->base) >> e->page_shift)
+			      : PROC_CHUNK_PAGES;
+		commit_mapping(e, look, c, &v, i, end, res);
+		i = next_planned(e, end);
+	}
+}
+
+/* --- what came of it --------------------------------------------------------------- */
+
+static void note_merged(struct proc_scan *s, struct scan_look *look, struct core_pages_group *g,
+			unsigned i)
+{
+	uint64_t msec = core_page_still_msec(g, i, &look->clock);
+
+	if (core_page_state(g, i) == CORE_PAGE_FRESH) {
+		s->n.stable_msec += msec;
+		if (msec > s->n.stable_msec_max)
+			s->n.stable_msec_max = msec;
+	}
+	s->n.pages_merged++;
+	core_page_merged(g, i, &look->clock);
+}
+
+static void note_skipped(struct proc_engine *e, struct scan_look *look, struct core_pages_group *g,
+			 uint32_t i, uint8_t why)
+{
+	switch (why) {
+	case PROC_ABSENT: /* not still yet */
+	case SAMEPAGE_REASON_NO_BROKER:
+	case SAMEPAGE_REASON_STOPPED:
+		break;
+	case SAMEPAGE_REASON_UNIQUE:
+		if (!core_page_reported(g, IN_GROUP(i)))
+			report(e, g->tag[IN_GROUP(i)]);
+		core_page_known(g, IN_GROUP(i), true);
+		break;
+	case SAMEPAGE_REASON_CHANGED:
+	case SAMEPAGE_REASON_VANISHED:
+		core_page_changed(g, IN_GROUP(i), &look->clock);
+		break;
+	default:
+		core_page_aside(g, IN_GROUP(i), &look->clock);
+		break;
+	}
+}
+
+static void note_page(struct proc_engine *e, struct scan_look *look, uint32_t i,
+		      struct samepage_result *res)
+{
+	const struct core_plan_page *p = &e->work->plan[i];
+	struct core_pages_group *g = group_of(e->scan, look, i);
+
+	if (p->kind == CORE_PLAN_SKIP && p->reason == PROC_ABSENT)
+		return;
+	res->pages_looked++;
+	switch (p->kind) {
+	case CORE_PLAN_SLOT:
+		res->pages_merged++;
+		note_merged(e->scan, look, g, IN_GROUP(i));
+		break;
+	case CORE_PLAN_ZERO:
+		res->pages_zeroed++;
+		core_page_gone(g, IN_GROUP(i));
+		break;
+	default:
+		core_result_decline(res, p->reason, 1);
+		note_skipped(e, look, g, i, p->reason);
+		break;
+	}
+}
+
+/* Known pages that the table of this round has not heard of. */
+static void report_again(struct proc_engine *e, struct scan_look *look)
+{
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
+		struct core_pages_group *g = group_of(e->scan, look, i);
+
+		if (!g || core_page_state(g, IN_GROUP(i)) != CORE_PAGE_KNOWN ||
+		    core_page_reported(g, IN_GROUP(i)))
+			continue;
+		report(e, g->tag[IN_GROUP(i)]);
+		core_page_known(g, IN_GROUP(i), true);
+	}
+}
+
+static void count_promoted(struct proc_engine *e, const struct scan_look *look,
+			   const struct samepage_result *res, uint32_t planned)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t done = res->pages_merged;
+
+	(void)look;
+	s->n.pages_promoted += res->pages_promoted;
+	/* Of those that were planned and came to nothing, promoted ones count first. */
+	if (res->pages_promoted && planned > done)
+		s->n.promoted_in_vain += planned - done < res->pages_promoted
+						 ? planned - done
+						 : res->pages_promoted;
+}
+
+void scan_merge(struct proc_engine *e, struct scan_look *look)
+{
+	struct proc_work *w = e->work;
+	struct samepage_result res = { 0 };
+	struct proc_chunk c = { .base = look->chunk->base, .end = PROC_CHUNK_PAGES, .owned = true,
+				.mode = PROC_MODE_SCAN, .scan = look,
+				.dry = look->huge_pages > 0 };
+	uint32_t planned = 0;
+
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+		w->plan[i] = (struct core_plan_page){ .reason = PROC_ABSENT };
+	e->work_used = true;
+	w->collisions = 0;
+	w->misses = 0;
+	if (look->chunk->news)
+		plan_news(e, look);
+	proc_look_wanted(e, &c, look->want, SCAN_HASH, &res);
+	if (c.dry) {
+		c.dry = false;
+		plan_huge(e, look, &c, &res);
+	}
+	plan_long_runs(e);
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+		planned += w->plan[i].kind == CORE_PLAN_SLOT;
+	commit(e, look, &c, &res);
+	if (w->collisions)
+		memset(w->collided, 0, sizeof(w->collided));
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+		note_page(e, look, i, &res);
+	report_again(e, look);
+	count_promoted(e, look, &res, planned);
+	core_result_add(&e->stats.total, &res);
+	e->stats.zero_pages += res.pages_zeroed;
+	look->merged = res.pages_merged + res.pages_zeroed;
+}
+
+void scan_reports_send(struct proc_engine *e)
+{
+	flush_reports(e);
+}
+
+/* --- news ------------------------------------------------------------------------- */
+
+#define NEWS_COST_FACTOR 20u
+
+static bool group_has_news(struct proc_engine *e, const struct core_pages_group *g)
+{
+	uint32_t slot;
+
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
+		if (core_page_state(g, i) == CORE_PAGE_KNOWN)
+			core_index_prefetch(&e->link->index, g->tag[i]);
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
+		if (core_page_state(g, i) == CORE_PAGE_KNOWN &&
+		    (core_index_lookup(&e->link->index, g->tag[i], &slot, 1) ||
+		     core_cand_count(&e->link->standing, g->tag[i]) > 1))
+			return true;
+	return false;
+}
+
+static uint32_t find_news(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t now = scan_now_msec(s, sys_now_usec()), found = 0;
+
+	for (uint32_t i = 0; i < s->chunks; i++) {
+		struct scan_chunk *k = &s->chunk[i];
+
+		if (!k->pages[CORE_PAGE_KNOWN] || k->news)
+			continue;
+		for (unsigned j = 0; j < SCAN_GROUPS && !k->news; j++) {
+			const struct core_pages_group *g = scan_group(s, k, j);
+
+			k->news = g && group_has_news(e, g);
+		}
+		if (!k->news)
+			continue;
+		found++;
+		k->due_msec = now;
+	}
+	return found;
+}
+
+void scan_news(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t published = atomic_load(&e->link->index.header->slots_published);
+	uint64_t twins = atomic_load(&e->link->standing.header->twins);
+	uint64_t began = sys_now_usec(), wait;
+
+	if (began < s->news_at_usec || (published == s->news_published && twins == s->news_twins))
+		return;
+	s->news_published = published;
+	s->news_twins = twins;
+	if (find_news(e))
+		s->news_idle = 0;
+	else if (s->news_idle < 5)
+		s->news_idle++;
+	wait = (sys_now_usec() - began) * NEWS_COST_FACTOR;
+	s->news_at_usec = began + wait + ((uint64_t)s->set.first_msec * 500 << s->news_idle);
+}

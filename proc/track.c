@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The tracker: what of a chunk is present, and what changed since the look before.
+ *
+ * wp-async. Anonymous mappings are registered with the engine's userfaultfd (whose WP
+ * mode is asynchronous: the kernel itself clears the protection at the first write and
+ * lets the writer go on; nobody waits for us). PAGEMAP_SCAN with PM_SCAN_WP_MATCHING
+ * tells which pages were written since, and protects them again, in one step; mappings
+ * that are not registered it passes by. Huge pages are left out, because a write would
+ * split them: whether they changed only their bytes tell. Store mappings are not
+ * registered: a page that was written there is present and anonymous, which says it all
+ * (and registering would switch off fault-around, so the program's reads would pay).
+ *
+ * First the changes are asked for, then what is present: what is written in between
+ * shows in the next look.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proc/scan.h"
+
+#define CATEGORIES (SYS_PAGE_IS_FILE | SYS_PAGE_IS_PFNZERO)
+
+static uint32_t page_of(const struct proc_engine *e, const struct scan_chunk *k, uint64_t addr)
+{
+	return (uint32_t)((addr - k->base) >> e->page_shift);
+}
+
+/* Written pages of [start, end), protected again; into look->seen if there is one. */
+static bool protect(struct proc_engine *e, struct scan_look *look, uint64_t start, uint64_t end)
+{
+	struct sys_page_region *r = e->work->regions;
+	bool any = false;
+
+	while (start < end) {
+		struct sys_pm_scan_arg arg = {
+			.size = sizeof(arg),
+			.flags = SYS_PM_SCAN_WP_MATCHING,
+			.start = start,
+			.end = end,
+			.vec = (uintptr_t)r,
+			.vec_len = PROC_CHUNK_PAGES,
+			.category_inverted = CATEGORIES | SYS_PAGE_IS_HUGE,
+			.category_mask = CATEGORIES | SYS_PAGE_IS_HUGE | SYS_PAGE_IS_PRESENT |
+					 SYS_PAGE_IS_WRITTEN,
+			.return_mask = SYS_PAGE_IS_WRITTEN,
+		};
+		int n = sys->pagemap_scan(e->pagemap_fd, &arg);
+
+		for (int i = 0; look && i < n; i++)
+			memset(look->seen + page_of(e, look->chunk, r[i].start), SCAN_CHANGED,
+			       (r[i].end - r[i].start) >> e->page_shift);
+		any |= n > 0;
+		if (n < 0 || arg.walk_end <= start)
+			break;
+		start = arg.walk_end;
+	}
+	return any;
+}
+
+/* --- registration ----------------------------------------------------------- */
+
+static int vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
+{
+	return sys_vma_query(e->maps_fd, addr, SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA, v);
+}
+
+static void arm_mapping(struct proc_engine *e, const struct sys_vma *v, uint64_t start,
+			uint64_t end)
+{
+	if (!v->anonymous || v->shared || (v->prot & PROT_WRITE) == 0 ||
+	    !proc_mem_is_owned(start, end))
+		return;
+	/* Refused (a registration of the program's own): then nothing is tracked there. */
+	(void)sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
+}
+
+void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	uint64_t at = start;
+	struct sys_vma v;
+
+	if (e->uffd < 0)
+		return;
+	/* What is registered is owned, and stays so until it is. */
+	proc_mem_lock_engine();
+	while (at < end && vma_at(e, at, &v) == 0 && v.start < end) {
+		uint64_t lo = v.start > at ? v.start : at;
+
+		at = v.end < end ? v.end : end;
+		arm_mapping(e, &v, lo, at);
+	}
+	proc_mem_unlock_engine();
+	protect(e, NULL, start, end);
+}
+
+void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	uint64_t at = start;
+	struct sys_vma v;
+
+	if (e->uffd < 0)
+		return;
+	proc_mem_lock_engine();
+	/* One by one: where one mapping cannot be, none in the range would be. */
+	while (at < end && vma_at(e, at, &v) == 0 && v.start < end) {
+		uint64_t lo = v.start > at ? v.start : at;
+
+		at = v.end < end ? v.end : end;
+		if (v.anonymous && !v.shared)
+			(void)sys->uffd_unregister(e->uffd, (void *)lo, at - lo);
+	}
+	proc_mem_unlock_engine();
+}
+
+/* --- a look ------------------------------------------------------------------ */
+
+static void see_present(struct proc_engine *e, struct scan_look *look, uint64_t start, uint64_t end)
+{
+	struct sys_page_region *r = e->work->regions;
+	struct sys_pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)r,
+		.vec_len = PROC_CHUNK_PAGES,
+		.category_inverted = CATEGORIES,
+		.category_mask = CATEGORIES,
+		.category_anyof_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
+		.return_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED | SYS_PAGE_IS_HUGE,
+	};
+	int n = sys->pagemap_scan(e->pagemap_fd, &arg);
+
+	for (int i = 0; i < n; i++) {
+		uint32_t end_page = page_of(e, look->chunk, r[i].end);
+		uint8_t bits = r[i].categories & SYS_PAGE_IS_SWAPPED ? SCAN_SWAPPED : SCAN_PRESENT;
+
+		if (r[i].categories & SYS_PAGE_IS_HUGE) {
+			bits |= SCAN_HUGE;
+			look->huge_pages += end_page - page_of(e, look->chunk, r[i].start);
+		}
+		for (uint32_t p = page_of(e, look->chunk, r[i].start); p < end_page; p++)
+			look->seen[p] |= bits;
+	}
+}
+
+static bool something_waits(const struct proc_engine *e, const struct scan_chunk *k)
+{
+	return !e->scan->wp || k->looks <= 1 || k->news || k->huge || k->pages[CORE_PAGE_FRESH] ||
+	       k->pages[CORE_PAGE_ASIDE] || k->pages[CORE_PAGE_MERGED];
+}
+
+bool scan_see(struct proc_engine *e, struct scan_look *look)
+{
+	struct proc_scan *s = e->scan;
+	const struct scan_chunk *k = look->chunk;
+	uint64_t end = k->base + ((uint64_t)PROC_CHUNK_PAGES << e->page_shift);
+	uint32_t first = scan_region_after(s, k->base);
+	bool changed = false;
+
+	memset(look->seen, 0, sizeof(look->seen));
+	look->huge_pages = 0;
+	for (unsigned present = 0; present < 2; present++) {
+		for (uint32_t i = first; i < s->regions && s->region[i].start < end; i++) {
+			const struct scan_region *g = &s->region[i];
+			uint64_t from = g->start > k->base ? g->start : k->base;
+			uint64_t until = g->end < end ? g->end : end;
+
+			if (present)
+				see_present(e, look, from, until);
+			else if (s->wp)
+				changed |= protect(e, look, from, until);
+		}
+		if (!present && !changed && !something_waits(e, k))
+			return false;
+	}
+	return true;
+}
