@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-from machine import Failed, read, until
+from machine import Failed, read, until, which
 from workloads import Workload
 
 
@@ -56,6 +56,8 @@ class Monitor(Port):
 
 
 class Guests(Workload):
+    needs = ("qemu-system-x86_64",)
+
     def __init__(self, image, count, mib, data_mib=64):
         self.image, self.count, self.mib, self.data_mib = image, count, mib, data_mib
         self.name = f"{count} QEMU guests of {mib} MiB"
@@ -83,9 +85,14 @@ class Guests(Workload):
         return os.path.exists(path) and text in read(path)
 
     def _boot(self, contender, i):
-        file = lambda name: os.path.join(self.image, name)
-        return contender.start([
-            "qemu-system-x86_64", "-accel", "tcg,tb-size=32", "-M", "q35,hpet=off", "-nodefaults",
+        def file(name):
+            return os.path.join(self.image, name)
+
+        qemu, env = which("qemu-system-x86_64")
+        root = os.environ.get("REAL_ROOT", "")
+        firmware = ["-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"] if env else []
+        return contender.start(self.command([
+            qemu, *firmware, "-accel", "tcg,tb-size=32", "-M", "q35,hpet=off", "-nodefaults",
             "-no-user-config", "-m", self.mib, "-smp", 1, "-display", "none", "-no-reboot",
             "-kernel", file("vmlinuz"), "-initrd", file("initrd.img"),
             "-drive", f"file={file('root.img')},format=raw,if=virtio,readonly=on",
@@ -95,7 +102,12 @@ class Guests(Workload):
             "-device", "virtio-balloon-pci,id=balloon",
             "-qmp", f"unix:{self._path(i, 'monitor')},server=on,wait=off",
             "-append", "console=ttyS0 quiet panic=-1 tsc=unstable nokaslr "
-                       f"samepage.guest={i} samepage.mib={self.data_mib}"], advises=True)
+                       f"samepage.guest={i} samepage.mib={self.data_mib}"], i),
+                               advises=True, env=env)
+
+    def command(self, words, _):
+        """What a test adds to it."""
+        return words
 
     def pids(self):
         return [p.pid for p in self.processes]
