@@ -6,6 +6,7 @@ its own process number: nothing else is ever ended.
 """
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -91,6 +92,18 @@ def until(seconds, what, condition, pause=0.05):
         if time.monotonic() > end:
             raise Failed(f"not within {seconds} s: {what}")
         time.sleep(pause)
+
+
+def which(program, root=None):
+    """(its path, the environment that it needs): the machine's, or of those that
+    tests/real/packages.sh has unpacked; (None, {}) if there is none."""
+    path = shutil.which(program)
+    if path:
+        return path, {}
+    root = root or os.environ.get("REAL_ROOT", "")
+    path = shutil.which(program, path=":".join(f"{root}/{d}" for d in ("usr/bin", "usr/sbin")))
+    libraries = ":".join(f"{root}/{d}/{os.uname().machine}-linux-gnu" for d in ("usr/lib", "lib"))
+    return path, {"LD_LIBRARY_PATH": libraries} if path else {}
 
 
 class Programs:

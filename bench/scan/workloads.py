@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 
-from machine import Failed, children, expect, read, say, until
+from machine import Failed, children, expect, read, say, until, which
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PYTHON = os.path.realpath(sys.executable)
@@ -23,7 +23,7 @@ PYTHON = os.path.realpath(sys.executable)
 
 class Workload:
     shared = False      # one address layout for all
-    repeat = 1
+    needs = ()          # programs
 
     def start(self, contender, programs):
         raise NotImplementedError
@@ -80,7 +80,7 @@ class Workers(Workload):
         self.folder = programs.folder
         self.turn = 0
         words = [PYTHON, os.path.join(HERE, "worker.py"), self.folder]
-        env = {"PYTHONDONTWRITEBYTECODE": "1", "LD_BIND_NOW": ""}
+        env = {"PYTHONDONTWRITEBYTECODE": "1"}
         if self.forked:
             master = contender.start([*words, "fork", self.count], self.shared, env=env)
             self._wait()
@@ -129,6 +129,7 @@ class Workers(Workload):
 
 class Node(Workload):
     """Replicas of a node service."""
+    needs = ("node",)
 
     def __init__(self, count, shared):
         self.count, self.shared = count, shared
@@ -137,7 +138,7 @@ class Node(Workload):
 
     def start(self, contender, programs):
         self.processes = [
-            contender.start(["node", os.path.join(HERE, "replica.js"), i], self.shared, pipes=True)
+            contender.start([which("node")[0], os.path.join(HERE, "replica.js"), i], self.shared, pipes=True)
             for i in range(self.count)]
         for p in self.processes:
             expect(p, "ready")
@@ -161,6 +162,7 @@ class Node(Workload):
 
 class Redis(Workload):
     """One server and its replicas, of which each loads the dump by itself."""
+    needs = ("redis-server", "redis-cli")
 
     def __init__(self, count, keys):
         self.count, self.keys = count, keys
@@ -175,12 +177,13 @@ class Redis(Workload):
         for i in range(self.count):
             folder = os.path.join(programs.folder, f"redis-{i}")
             os.mkdir(folder)
-            words = ["redis-server", "--port", port if i == 0 else 0, "--unixsocket",
+            server, env = which("redis-server")
+            words = [server, "--port", port if i == 0 else 0, "--unixsocket",
                      self.socket(i), "--dir", folder, "--save", "", "--loglevel", "warning",
                      "--bind", "127.0.0.1", "--repl-diskless-sync-delay", 0]
             if i:
                 words += ["--replicaof", f"127.0.0.1 {port}"]
-            self.processes.append(contender.start(words, self.shared))
+            self.processes.append(contender.start(words, self.shared, env=env))
             until(20, "redis answers", lambda i=i: self._cli(i, "PING") == "PONG")
             if i == 0:
                 programs.output("latency", self.socket(0), "fill", self.keys)
@@ -190,8 +193,10 @@ class Redis(Workload):
         return os.path.join(self.programs.folder, f"redis-{i}.sock")
 
     def _cli(self, i, *words):
-        return subprocess.run(["redis-cli", "-s", self.socket(i), *words], text=True, check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.strip()
+        cli, env = which("redis-cli")
+        return subprocess.run([cli, "-s", self.socket(i), *words], text=True, check=False,
+                              env=dict(os.environ, **env), stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL).stdout.strip()
 
     def _in_step(self):
         return all("master_link_status:up" in self._cli(i, "INFO", "replication") and
