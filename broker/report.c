@@ -88,7 +88,7 @@ static bool scan_possible(const struct core_scan_counters *c, uint64_t bytes_max
 	const uint64_t ever[] = { c->full_scans, c->pages_changed, c->pages_hashed,
 				  c->pages_candidate, c->pages_promoted, c->promoted_in_vain,
 				  c->pages_merged, c->pages_broken, c->broken_soon, c->huge_split,
-				  c->huge_kept, c->held_cpu, c->held_maps };
+				  c->huge_kept, c->homecomings, c->held_cpu, c->held_maps };
 	const uint64_t sums[] = { c->pages_scanned, c->pages_skipped, c->broken_msec,
 				  c->stable_msec };
 	bool ok = c->tracker <= CORE_SCAN_TRACKER_CHECKSUM && c->paused <= 1 &&

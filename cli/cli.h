@@ -5,8 +5,9 @@
  * main.c    picks the subcommand
  * run.c     samepage run; program.c looks at what is to be run, layout.c gives
  *           a domain one address layout, start.c starts a broker on demand
- * pass.c    samepage merge, unmerge
- * status.c  samepage status
+ * pass.c    samepage merge, unmerge, pause, resume
+ * status.c  samepage status; scan.c what scanners count
+ * top.c     samepage top: what it shows; top_view.c on a terminal
  * check.c   samepage check
  * analyze.c samepage analyze; the rest of it is in analyze.h
  * ctl.c     conversation with the broker
@@ -40,7 +41,10 @@ enum {
 int cli_run(int argc, char **argv);
 int cli_merge(int argc, char **argv);
 int cli_unmerge(int argc, char **argv);
+int cli_pause(int argc, char **argv);
+int cli_resume(int argc, char **argv);
 int cli_status(int argc, char **argv);
+int cli_top(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_analyze(int argc, char **argv);
 
@@ -133,6 +137,29 @@ void cli_print_declined(const struct samepage_result *r, const char *title);
 /* Complain about the named processes that are no clients; how many there were. */
 unsigned cli_report_strangers(const struct cli_items *items, const int32_t *pid, unsigned count,
 			      const struct cli_broker *b, struct json_object *json);
+
+/* Why a process could not do what it was asked, in words. */
+const char *cli_pass_error(int err);
+
+/* scan.c ------------------------------------------------------------------ */
+
+/* Of several clients. */
+struct cli_scan {
+	struct core_scan_counters c;
+	unsigned scanners; /* that are on, paused or not */
+	unsigned paused;
+	uint32_t tracker;
+	bool mixed; /* not all the same tracker */
+};
+
+void cli_scan_add(struct cli_scan *sum, const struct core_scan_counters *c);
+const char *cli_scan_state(const struct core_scan_counters *c);
+double cli_ratio(uint64_t part, uint64_t whole); /* 0 of nothing */
+struct json_object *cli_json_scan(const struct core_scan_counters *c);
+struct json_object *cli_json_scan_process(const struct core_scan_counters *c);
+struct json_object *cli_json_scan_sum(const struct cli_scan *s);
+void cli_print_scan_counters(FILE *out, const struct core_scan_counters *c);
+void cli_print_scan(const struct cli_scan *s, unsigned clients, uint64_t standing);
 
 /* program.c --------------------------------------------------------------- */
 

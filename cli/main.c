@@ -14,6 +14,8 @@ static const struct {
 	{ "run", cli_run, "run a program so that its memory can be merged" },
 	{ "merge", cli_merge, "merge identical pages of running programs now" },
 	{ "unmerge", cli_unmerge, "give merged pages private copies again" },
+	{ "pause", cli_pause, "let background scanning rest" },
+	{ "resume", cli_resume, "let it go on" },
 	{ "status", cli_status, "what is shared, what it saves and what it costs" },
 	{ "analyze", cli_analyze, "what would merging save, of programs as they are" },
 	{ "check", cli_check, "does merging work on this machine, and if not, why" },

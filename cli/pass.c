@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
+ * samepage pause and resume: have scanners rest or go on. Nothing is merged or unmerged.
+ *
  * samepage merge and samepage unmerge: have the broker ask clients for one
  * pass, wait, and say what came of it, process by process.
  *
@@ -29,6 +31,12 @@ struct pass {
 	unsigned pids;
 };
 
+/* Nothing is merged or unmerged, so there is nothing to measure. */
+static bool quick(const struct pass *p)
+{
+	return p->op == CORE_WIRE_OP_PAUSE || p->op == CORE_WIRE_OP_RESUME;
+}
+
 struct sums {
 	struct samepage_result r;
 	uint64_t before_bytes;
@@ -38,13 +46,19 @@ struct sums {
 
 static void usage(FILE *out, const struct pass *p)
 {
-	bool merge = p->op == CORE_WIRE_OP_MERGE;
-
 	fprintf(out, "usage: samepage %s PID... | --all [--json] [--timeout SECONDS]\n\n", p->command);
-	fputs(merge ? "Merge identical pages of running clients now, and say what it brought.\n"
-		    : "Give every merged page of running clients a private copy again.\n", out);
+	fputs(p->op == CORE_WIRE_OP_MERGE ?
+	      "Merge identical pages of running clients now, and say what it brought.\n" :
+	      p->op == CORE_WIRE_OP_UNMERGE ?
+	      "Give every merged page of running clients a private copy again. Their scanners\n"
+	      "pause, or they would merge them again: `samepage resume` ends that.\n" :
+	      p->op == CORE_WIRE_OP_PAUSE ?
+	      "Let the scanners of running clients rest. What is merged stays merged.\n" :
+	      "Let the scanners of running clients go on after `samepage pause`, or `unmerge`.\n",
+	      out);
 	fputs("\n"
-	      "  -a, --all              every client of the broker that you may touch\n"
+	      "  -a, --all              every client of the broker that you may touch; what pauses or\n"
+	      "                         resumes does so for those to come as well\n"
 	      "  -j, --json             print JSON\n"
 	      "  -t, --timeout SECONDS  give up when the broker says nothing for so long\n"
 	      "                         (default: 300)\n"
@@ -93,7 +107,7 @@ static int parse(struct pass *p, int argc, char **argv)
 	return status == CLI_DONE ? -1 : status;
 }
 
-static const char *pass_error(int err)
+const char *cli_pass_error(int err)
 {
 	switch (err) {
 	case -ESRCH:
@@ -116,7 +130,7 @@ static void sum_up(struct sums *sum, const struct cli_items *items)
 
 		if (r->error < 0) {
 			sum->failed++;
-			cli_error("process %d: %s", (int)items->item[i].pid, pass_error(r->error));
+			cli_error("process %d: %s", (int)items->item[i].pid, cli_pass_error(r->error));
 		}
 		cli_result_add(&sum->r, &r->last);
 		if (cli_items_find(items, items->item[i].pid) != &items->item[i])
@@ -141,21 +155,26 @@ static struct json_object *to_json(const struct pass *p, const struct cli_items 
 {
 	struct json_object *o = json_object_new_object();
 	struct json_object *list = json_object_new_array();
-	struct json_object *total = json_object_new_object();
+	struct json_object *total = quick(p) ? NULL : json_object_new_object();
 
 	cli_json_str(o, "op", p->command);
 	for (unsigned i = 0; i < items->count; i++) {
 		const struct core_wire_report *r = &items->item[i].report;
 		struct json_object *item = cli_json_item(&items->item[i]);
 
-		json_pss(item, r->pss_before_bytes, r->pss_after_bytes);
-		cli_json_result(item, &r->last);
+		if (!quick(p)) {
+			json_pss(item, r->pss_before_bytes, r->pss_after_bytes);
+			cli_json_result(item, &r->last);
+		}
+		json_object_object_add(item, "scan", cli_json_scan_process(&r->scan));
 		json_object_array_add(list, item);
 	}
 	json_object_object_add(o, "processes", list);
-	json_pss(total, sum->before_bytes, sum->after_bytes);
-	cli_json_result(total, &sum->r);
-	json_object_object_add(o, "total", total);
+	if (total) {
+		json_pss(total, sum->before_bytes, sum->after_bytes);
+		cli_json_result(total, &sum->r);
+		json_object_object_add(o, "total", total);
+	}
 	json_object_object_add(o, "store", cli_json_store(&items->end));
 	return o;
 }
@@ -199,11 +218,32 @@ static void print_table(const struct cli_items *items, const struct sums *sum)
 	cli_table_free(t);
 }
 
+/* Those of --all hold for processes that are not there yet. */
+static void print_pause(const struct pass *p, const struct cli_items *items)
+{
+	unsigned scanners = 0, done = 0;
+
+	for (unsigned i = 0; i < items->count; i++) {
+		scanners += items->item[i].report.scan.tracker != 0;
+		done += items->item[i].report.error == 0;
+	}
+	if (p->op == CORE_WIRE_OP_RESUME)
+		printf("scanning goes on in %u processes%s\n", done,
+		       p->all ? ", and in those to come" : "");
+	else if (p->all)
+		printf("scanning pauses in %u processes, and in those to come: "
+		       "`samepage resume --all` ends that\n", done);
+	else if (p->op == CORE_WIRE_OP_PAUSE || scanners)
+		printf("scanning pauses in %u processes: `samepage resume` ends that\n", done);
+}
+
 static void print_text(const struct pass *p, const struct cli_items *items, const struct sums *sum)
 {
 	const struct core_wire_ctl_end *e = &items->end;
 
-	if (items->count == 0)
+	if (p->op != CORE_WIRE_OP_MERGE && (items->count || p->all))
+		print_pause(p, items);
+	if (items->count == 0 || quick(p))
 		return;
 	print_table(items, sum);
 	printf("broker: store %.1f MiB in %llu slots (part of the PSS above), index %.1f MiB, "
@@ -231,7 +271,7 @@ static int show(const struct pass *p, const struct cli_broker *b, const struct c
 		cli_json_print(o);
 		json_object_put(o);
 	}
-	if (p->all && items->count == 0)
+	if (p->all && items->count == 0 && !quick(p))
 		cli_error("the broker at %s has no clients that you may touch", b->path);
 	if (strangers)
 		return CLI_NOT_CLIENT;
@@ -268,8 +308,11 @@ static void take_sizes(struct cli_items *items, const struct cli_items *before,
 static int ask_all(struct cli_broker *b, const struct pass *p, struct cli_items *items)
 {
 	struct cli_items before = { 0 }, after = { 0 };
-	int err = ask(b, p, CORE_WIRE_OP_STATS, "asking", &before);
+	int err;
 
+	if (quick(p))
+		return ask(b, p, p->op, p->doing, items);
+	err = ask(b, p, CORE_WIRE_OP_STATS, "asking", &before);
 	if (err == 0)
 		err = ask(b, p, p->op, p->doing, items);
 	if (err == 0) {
@@ -318,6 +361,20 @@ int cli_merge(int argc, char **argv)
 int cli_unmerge(int argc, char **argv)
 {
 	struct pass p = { .command = "unmerge", .doing = "unmerging", .op = CORE_WIRE_OP_UNMERGE };
+
+	return pass(&p, argc, argv);
+}
+
+int cli_pause(int argc, char **argv)
+{
+	struct pass p = { .command = "pause", .doing = "pausing", .op = CORE_WIRE_OP_PAUSE };
+
+	return pass(&p, argc, argv);
+}
+
+int cli_resume(int argc, char **argv)
+{
+	struct pass p = { .command = "resume", .doing = "resuming", .op = CORE_WIRE_OP_RESUME };
 
 	return pass(&p, argc, argv);
 }

@@ -133,6 +133,8 @@ struct json_object *cli_json_store(const struct core_wire_ctl_end *end)
 	cli_json_u64(o, "broker_bytes", end->broker_rss_bytes);
 	cli_json_u64(o, "broker_cpu_usec", end->broker_cpu_usec);
 	cli_json_u64(o, "candidates", end->candidates);
+	cli_json_u64(o, "standing", end->standing);
+	cli_json_u64(o, "paused_domains", end->paused);
 	cli_json_u64(o, "submissions", end->submissions);
 	cli_json_u64(o, "submissions_known", end->submissions_known);
 	cli_json_u64(o, "dropped_clients", end->dropped_clients);

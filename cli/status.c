@@ -6,7 +6,8 @@
  * KSM): pages_shared counts the shared pages themselves, pages_sharing how many
  * *more* places map them, so pages_sharing is what is saved; pages_unshared are
  * those that were looked at and had no second; pages_volatile those that
- * changed under the scanner's hands. general_profit is what is saved minus all
+ * changed under the scanner's hands: what a client's scanner knows now or, where
+ * there is none, what its last pass found. general_profit is what is saved minus all
  * the memory that we ourselves use, and may be negative. Zero pages given back
  * are not part of it: the program may have filled them again since.
  *
@@ -37,6 +38,7 @@ struct sums {
 	int64_t general_profit;
 	int64_t vmas_added;
 	struct samepage_result last;
+	struct cli_scan scan;
 };
 
 static void usage(FILE *out)
@@ -74,11 +76,14 @@ static void sum_up(struct sums *s, const struct cli_items *items)
 		s->client_cpu_usec = cli_sum(s->client_cpu_usec, r->cpu_usec);
 		s->vmas_added = cli_sum_signed(s->vmas_added, r->total.vmas_added);
 		cli_result_add(&s->last, &r->last);
+		cli_scan_add(&s->scan, &r->scan);
+		s->pages_unshared = cli_sum(s->pages_unshared, r->scan.tracker ?
+			r->scan.pages_unshared_now : r->last.pages_declined[SAMEPAGE_REASON_UNIQUE]);
+		s->pages_volatile = cli_sum(s->pages_volatile, r->scan.tracker ?
+			r->scan.pages_volatile_now : r->last.pages_declined[SAMEPAGE_REASON_CHANGED]);
 	}
 	s->pages_shared = e->slots;
 	s->pages_sharing = s->pages_mapped > e->slots ? s->pages_mapped - e->slots : 0;
-	s->pages_unshared = s->last.pages_declined[SAMEPAGE_REASON_UNIQUE];
-	s->pages_volatile = s->last.pages_declined[SAMEPAGE_REASON_CHANGED];
 	s->own_bytes = cli_sum(cli_sum(e->index_bytes, e->broker_rss_bytes), s->client_bytes);
 	/* Slots that nobody maps any more count against us here. */
 	s->general_profit = profit(s->pages_mapped, e->slots, s->own_bytes);
@@ -108,6 +113,7 @@ static struct json_object *process_json(const struct core_wire_ctl_item *item)
 	cli_json_u64(o, "cpu_usec", r->cpu_usec);
 	cli_json_result(total, &r->total);
 	cli_json_result(last, &r->last);
+	json_object_object_add(o, "scan", cli_json_scan_process(&r->scan));
 	json_object_object_add(o, "total", total);
 	json_object_object_add(o, "last", last);
 	return o;
@@ -134,6 +140,7 @@ static struct json_object *to_json(const struct cli_broker *b, const struct cli_
 	cli_json_u64(o, "clients_bytes", s->client_bytes);
 	cli_json_u64(o, "clients_cpu_usec", s->client_cpu_usec);
 	json_object_object_add(o, "pages_declined", cli_json_declined(&s->last));
+	json_object_object_add(o, "scan", cli_json_scan_sum(&s->scan));
 	json_object_object_add(o, "store", cli_json_store(&items->end));
 	for (unsigned i = 0; i < items->count; i++)
 		if (wanted(&items->item[i], pid, pids))
@@ -174,11 +181,11 @@ static void print_sums(const struct cli_broker *b, const struct cli_items *items
 static void print_rows(const struct cli_items *items, const int32_t *pid, unsigned pids)
 {
 	static const char *const heads[] = { "PID", "COMMAND", "DOMAIN", "PSS MiB", "REACH MiB",
-					     "MERGED MiB", "ZERO", "VMAS", "OF", "CPU s" };
-	struct cli_table *t = cli_table_new(10, 1u << 1 | 1u << 2);
+					     "MERGED MiB", "ZERO", "VMAS", "OF", "CPU s", "SCAN" };
+	struct cli_table *t = cli_table_new(11, 1u << 1 | 1u << 2 | 1u << 10);
 	char clean[CORE_WIRE_NAME_BYTES];
 
-	for (unsigned i = 0; i < 10; i++)
+	for (unsigned i = 0; i < 11; i++)
 		cli_table_cell(t, "%s", heads[i]);
 	for (unsigned i = 0; i < items->count; i++) {
 		const struct core_wire_ctl_item *it = &items->item[i];
@@ -196,6 +203,7 @@ static void print_rows(const struct cli_items *items, const int32_t *pid, unsign
 		cli_table_cell(t, "%u", r->vmas);
 		cli_table_cell(t, "%u", r->vmas_max);
 		cli_table_cell(t, "%.2f", (double)r->cpu_usec / 1e6);
+		cli_table_cell(t, "%s", cli_scan_state(&r->scan));
 	}
 	putchar('\n');
 	cli_table_print(t, stdout);
@@ -214,6 +222,7 @@ static int show(const struct cli_broker *b, const struct cli_items *items, const
 		o = to_json(b, items, &s, pid, pids);
 	} else {
 		print_sums(b, items, &s);
+		cli_print_scan(&s.scan, items->count, items->end.standing);
 		if (items->count)
 			print_rows(items, pid, pids);
 		cli_print_declined(&s.last, "Not merged in each client's last pass:");

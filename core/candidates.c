@@ -222,6 +222,14 @@ void core_cand_places(const struct core_cand *ct, uint32_t tag, const void *plac
 	place[1] = pair.bucket[1];
 }
 
+void core_cand_prefetch(const struct core_cand *ct, uint32_t tag)
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+
+	__builtin_prefetch(pair.bucket[0]);
+	__builtin_prefetch(pair.bucket[1]);
+}
+
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag)
 {
 	struct cand_pair pair = cand_buckets(ct, tag);

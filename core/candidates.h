@@ -57,6 +57,8 @@ unsigned core_cand_add(struct core_cand *ct, uint32_t tag);
 void core_cand_remove(struct core_cand *ct, uint32_t tag);
 /* The two buckets of the tag, CORE_CAND_BUCKET_BYTES each: all that add and remove touch. */
 void core_cand_places(const struct core_cand *ct, uint32_t tag, const void *place[2]);
+/* Hint to the CPU that this tag is looked up soon. */
+void core_cand_prefetch(const struct core_cand *ct, uint32_t tag);
 /* Reader: 0, 1 or 2 (two or more pages of this round). */
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag);
 void core_cand_clear(struct core_cand *ct);

@@ -191,6 +191,11 @@ void core_page_changed(struct core_pages_group *g, unsigned i, const struct core
 	becomes_fresh(g, i, level_after_change(g, i, c), c);
 }
 
+void core_page_home(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c)
+{
+	becomes_fresh(g, i, core_page_level(g, i), c);
+}
+
 void core_page_gone(struct core_pages_group *g, unsigned i)
 {
 	g->state[i] = CORE_PAGE_GONE;

@@ -17,6 +17,7 @@
  *   known                    -> fresh, level up     (news: LOOKUP -> merged)
  *   aside                    -> fresh               -> HASH
  *   merged                   -> broken, level up
+ *   broken -> fresh, when it was brought home (anonymous memory again)
  *
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
@@ -116,6 +117,7 @@ void core_page_known(struct core_pages_group *g, unsigned i, bool reported);
 void core_page_merged(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_aside(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_changed(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
+void core_page_home(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_gone(struct core_pages_group *g, unsigned i);
 /* For how long a fresh page has not changed, as far as eight bits tell. */
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,

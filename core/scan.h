@@ -52,6 +52,7 @@ struct core_scan_counters {
 	uint64_t broken_msec;        /* sum over pages_broken: how long merged */
 	uint64_t huge_split;         /* huge pages that were split for merging */
 	uint64_t huge_kept;          /* looks at huge pages in which not enough would merge */
+	uint64_t homecomings;        /* times that broken pages were brought home */
 	uint64_t held_cpu;           /* looks put off: the CPU ceiling */
 	uint64_t held_maps;          /* pages not merged: the mapping budget */
 	uint64_t cpu_usec;           /* of the scanner */

@@ -294,6 +294,18 @@ void proc_freeze_teardown(struct proc_engine *e);
 
 /* retreat.c: merged memory back to anonymous memory */
 int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end);
+/* Part of one store mapping, or all of it. */
+struct proc_piece {
+	uint64_t start, end;
+	int prot;
+	bool locked, keyed;
+	bool stopped; /* retreat.c's own */
+};
+/*
+ * The same for these, which the scanner watches; what is none any more is passed by, so
+ * the array is changed. 0, or the error of one that had to stay.
+ */
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n);
 
 /* scan.c; all but free and forked on the engine's thread */
 int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own);

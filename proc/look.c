@@ -74,6 +74,8 @@ static void hash_page(struct proc_engine *e, const struct proc_chunk *c, uint32_
 	e->work->plan[i].kind = CORE_PLAN_SLOT;
 	e->work->plan[i].slot = CORE_SLOT_NONE;
 	core_index_prefetch(&e->link->index, e->work->tag[i]);
+	if (c->scan)
+		core_cand_prefetch(&e->link->standing, e->work->tag[i]);
 }
 
 static bool report_tag(struct proc_engine *e, uint32_t tag)

@@ -13,7 +13,9 @@
  *     write protection stops. There is one thing that tells: fork(2) gives the child
  *     a copy at once of a page that is pinned, and shares every other. So a child is
  *     made that does nothing, and what is still exclusively ours (pagemap, bit 56)
- *     is pinned. A page never written maps its slot; DMA would have copied it first
+ *     is pinned. A page never written maps its slot; DMA would have copied it first.
+ *     What the program keeps from its children (MADV_DONTFORK) is let go for that
+ *     moment: no other fork can come between (the memory lock)
  *  4. piece by piece: anonymous memory elsewhere with the same protection and advice
  *     gets the bytes and is moved over the mapping with mremap, in one step
  *     The hull keeps the range: what came home consists of several mappings for ever
@@ -23,6 +25,9 @@
  *
  * Where no such child can be made, every page written since its merge counts as
  * pinned. A pinned page, and mappings with a protection key, stay as they are: -EBUSY.
+ *
+ * The scanner brings home pages that were written since their merge, so that they can be
+ * merged again (proc_retreat_pieces).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,22 +39,16 @@
 #include "proc/internal.h"
 #include "sys/raw.h"
 
-#define BATCH 64
+#define BATCH 1024
 #define PM_EXCLUSIVE (UINT64_C(1) << 56)
 #define PM_FILE (UINT64_C(1) << 61)
 #define PM_PRESENT (UINT64_C(1) << 63)
-
-struct piece {
-	uint64_t start, end;
-	int prot;
-	bool locked, keyed;
-};
 
 struct home {
 	struct proc_engine *e;
 	uint64_t start, end;
 	int uffd;
-	struct piece piece[BATCH];
+	struct proc_piece *piece;
 	unsigned n;
 	bool more;
 	int result;
@@ -72,7 +71,7 @@ static int collect(const struct sys_vma *vma, void *arg)
 		h->more = true;
 		return 1;
 	}
-	h->piece[h->n++] = (struct piece){
+	h->piece[h->n++] = (struct proc_piece){
 		.start = vma->start > h->start ? vma->start : h->start,
 		.end = vma->end < h->end ? vma->end : h->end,
 		.prot = vma->prot,
@@ -84,7 +83,7 @@ static int collect(const struct sys_vma *vma, void *arg)
 
 /* --- 1 --------------------------------------------------------------------- */
 
-static int stop_writers(struct home *h, const struct piece *p)
+static int stop_writers(struct home *h, const struct proc_piece *p)
 {
 	void *at = (void *)p->start;
 	size_t bytes = p->end - p->start;
@@ -184,7 +183,7 @@ static int fill(uint64_t from, uint64_t to, size_t bytes)
 }
 
 /* [start, end) of one mapping, with one set of odd flags. */
-static int replace(const struct piece *p, uint64_t start, uint64_t end, uint32_t odd)
+static int replace(const struct proc_piece *p, uint64_t start, uint64_t end, uint32_t odd)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | (odd & PROC_ODD_NORESERVE ? MAP_NORESERVE : 0);
 	size_t bytes = end - start;
@@ -216,7 +215,7 @@ static int replace(const struct piece *p, uint64_t start, uint64_t end, uint32_t
 	return err == -EFAULT ? -EBUSY : err;
 }
 
-static void bring(struct home *h, const struct piece *p, bool child)
+static void bring(struct home *h, const struct proc_piece *p, bool child)
 {
 	uint64_t page = h->e->page_bytes, at = p->start, until;
 
@@ -242,16 +241,38 @@ static void bring(struct home *h, const struct piece *p, bool child)
 	}
 }
 
+/* What has DONTFORK gets the advice, or is freed from it. */
+static void advise_forking(const struct proc_piece *p, int advice)
+{
+	uint64_t at = p->start, until;
+
+	for (; at < p->end; at = until) {
+		uint32_t odd = proc_mem_odd(at);
+
+		for (until = at + sys_page_bytes();
+		     until < p->end && proc_mem_odd(until) == odd; until += sys_page_bytes())
+			;
+		if (odd & PROC_ODD_DONTFORK)
+			sys->madvise((void *)at, until - at, advice);
+	}
+}
+
+static void all_forking(struct home *h, int advice)
+{
+	for (unsigned i = 0; i < h->n; i++)
+		if (h->piece[i].stopped)
+			advise_forking(&h->piece[i], advice);
+}
+
 /* One batch. Lock held. */
 static void bring_all(struct home *h)
 {
-	bool stopped[BATCH] = { false };
 	long child = -1;
 
 	for (unsigned i = 0; i < h->n; i++) {
 		int err = h->piece[i].keyed ? -EBUSY : stop_writers(h, &h->piece[i]);
 
-		stopped[i] = err == 0;
+		h->piece[i].stopped = err == 0;
 		if (err < 0)
 			h->result = err;
 	}
@@ -259,10 +280,14 @@ static void bring_all(struct home *h)
 		h->result = -EBUSY;
 		return;
 	}
-	if (any_written(h) && !atomic_load(&fork_forbidden))
+	if (any_written(h) && !atomic_load(&fork_forbidden)) {
+		all_forking(h, MADV_DOFORK);
 		child = make_child();
+		/* Also for what stays, or has come home: its own advice again. */
+		all_forking(h, MADV_DONTFORK);
+	}
 	for (unsigned i = 0; i < h->n; i++)
-		if (stopped[i])
+		if (h->piece[i].stopped)
 			bring(h, &h->piece[i], child > 0);
 	if (child > 0)
 		end_child(child);
@@ -273,6 +298,9 @@ int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 	struct home h = { .e = e, .start = start, .end = end };
 	int err;
 
+	h.piece = proc_arena_alloc(BATCH * sizeof(*h.piece));
+	if (!h.piece)
+		return -ENOMEM;
 	do {
 		h.n = 0;
 		h.more = false;
@@ -291,5 +319,38 @@ int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 		}
 		proc_mem_unlock_engine();
 	} while (err >= 0 && h.more);
+	proc_arena_free(h.piece, BATCH * sizeof(*h.piece));
 	return err < 0 ? err : h.result;
+}
+
+/* Lock held. Is it still what the scanner took it for? */
+static bool still_a_run(struct proc_engine *e, const struct proc_piece *p)
+{
+	struct sys_vma v;
+
+	return !e->no_freeze && proc_mem_is_owned(p->start, p->end) &&
+	       !proc_scan_touched(e, p->start, p->end) && !proc_origin_any(p->start, p->end) &&
+	       sys_vma_query(e->maps_fd, p->start, 0, &v) == 0 && proc_vma_is_run(&v) &&
+	       v.prot == p->prot && v.end >= p->end;
+}
+
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n)
+{
+	struct home h = { .e = e, .piece = piece };
+
+	proc_mem_lock_engine();
+	for (unsigned i = 0; i < n; i++)
+		if (still_a_run(e, &piece[i]))
+			piece[h.n++] = piece[i];
+	if (h.n > 0) {
+		h.uffd = open_uffd(e);
+		if (h.uffd < 0)
+			h.result = h.uffd;
+		else
+			bring_all(&h);
+		if (h.uffd >= 0)
+			sys->close(h.uffd);
+	}
+	proc_mem_unlock_engine();
+	return h.result;
 }

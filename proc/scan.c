@@ -103,6 +103,8 @@ static void start_over(struct proc_engine *e)
 	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
+	s->home_at_usec = sys_now_usec() + SCAN_HOME_USEC;
+	s->home_idle = 0;
 	s->wake_usec = 0;
 }
 
@@ -437,15 +439,17 @@ static void work(struct proc_engine *e, uint64_t now)
 	discover(e, now);
 	new_round(e);
 	scan_news(e);
-	if (look_at_chunks(e))
+	scan_home(e);
+	if (look_at_chunks(e)) {
 		sleep_until_due(e, sys_now_usec());
-	else
+		proc_segments_unmap(e);
+		if (s->ring_used)
+			proc_pass_empty_ring(e);
+		s->ring_used = false;
+	} else {
 		s->wake_usec = now;
+	}
 	scan_reports_send(e);
-	proc_segments_unmap(e);
-	if (s->hashed_in_slice)
-		proc_pass_empty_ring(e);
-	s->hashed_in_slice = false;
 	e->vmas_limit = limit;
 	e->vmas_read_usec = 0; /* that limit was the scanner's */
 }

@@ -91,7 +91,7 @@ struct proc_scan {
 	uint64_t memory_at_usec; /* when to read `memory` again */
 	struct proc_scan_budget budget;
 	bool wp_async; /* the userfaultfd can track writes */
-	bool paused, wp, started, hashed_in_slice;
+	bool paused, wp, started, ring_used;
 	int armed_uffd; /* the descriptor that regions are registered with */
 
 	struct scan_region *region;
@@ -118,6 +118,8 @@ struct proc_scan {
 	uint64_t news_published, news_twins; /* up to which everything was asked */
 	uint64_t news_at_usec;
 	uint32_t news_idle;
+	uint64_t home_at_usec; /* broken pages are not brought home before */
+	uint32_t home_idle;
 	uint64_t round; /* of the standing table */
 	struct scan_look look;
 };
@@ -145,6 +147,10 @@ void scan_regions_read(struct proc_engine *e);
 uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr);
 /* Chunks for memory that has become present where there was none. How many. */
 uint32_t scan_discover(struct proc_engine *e);
+
+/* scan_home.c: written since their merge, so that they can be merged again */
+#define SCAN_HOME_USEC 10000000ull /* not more often */
+void scan_home(struct proc_engine *e);
 
 /* track.c */
 /* Register what is anonymous in [start, end) and protect it: changes count from here. */

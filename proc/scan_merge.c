@@ -33,7 +33,7 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	bool blind = !s->wp || (look->seen[i] & SCAN_HUGE);
 
 	s->n.pages_hashed++;
-	s->hashed_in_slice = true;
+	s->ring_used = true;
 	return core_page_hashed(group_of(s, look, i), IN_GROUP(i), e->work->tag[i], blind,
 				&look->clock);
 }
@@ -159,10 +159,14 @@ static void commit_mapping(struct proc_engine *e, const struct scan_look *look,
 	struct proc_chunk c = *how;
 	uint32_t g = scan_region_after(e->scan, c.base + ((uint64_t)first << e->page_shift));
 
+	/* Written since its merge, and could not be brought home. */
+	enum samepage_reason why = proc_vma_is_run(v) ? SAMEPAGE_REASON_WRITABLE
+						      : SAMEPAGE_REASON_VANISHED;
+
 	if (!v->anonymous || v->shared || v->prot != e->scan->region[g].prot) {
 		for (uint32_t i = first; i < end; i++)
 			if (e->work->plan[i].kind != CORE_PLAN_SKIP)
-				proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
+				proc_plan_skip(&e->work->plan[i], why);
 		return;
 	}
 	c.vma = v;
@@ -345,22 +349,37 @@ void scan_reports_send(struct proc_engine *e)
 
 #define NEWS_COST_FACTOR 20u
 
-static bool group_has_news(struct proc_engine *e, const struct core_pages_group *g)
+static bool is_known(const struct core_pages_group *g, unsigned i)
+{
+	return core_page_state(g, i) == CORE_PAGE_KNOWN;
+}
+
+static bool published(struct proc_engine *e, const struct core_pages_group *g)
 {
 	uint32_t slot;
 
 	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
-		if (core_page_state(g, i) == CORE_PAGE_KNOWN)
+		if (is_known(g, i))
 			core_index_prefetch(&e->link->index, g->tag[i]);
 	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
-		if (core_page_state(g, i) == CORE_PAGE_KNOWN &&
-		    (core_index_lookup(&e->link->index, g->tag[i], &slot, 1) ||
-		     core_cand_count(&e->link->standing, g->tag[i]) > 1))
+		if (is_known(g, i) && core_index_lookup(&e->link->index, g->tag[i], &slot, 1))
 			return true;
 	return false;
 }
 
-static uint32_t find_news(struct proc_engine *e)
+static bool seen_twice(struct proc_engine *e, const struct core_pages_group *g)
+{
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
+		if (is_known(g, i))
+			core_cand_prefetch(&e->link->standing, g->tag[i]);
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
+		if (is_known(g, i) && core_cand_count(&e->link->standing, g->tag[i]) > 1)
+			return true;
+	return false;
+}
+
+/* In which chunks? What has not moved is not asked. */
+static uint32_t find_news(struct proc_engine *e, bool index, bool table)
 {
 	struct proc_scan *s = e->scan;
 	uint32_t now = scan_now_msec(s, sys_now_usec()), found = 0;
@@ -373,7 +392,7 @@ static uint32_t find_news(struct proc_engine *e)
 		for (unsigned j = 0; j < SCAN_GROUPS && !k->news; j++) {
 			const struct core_pages_group *g = scan_group(s, k, j);
 
-			k->news = g && group_has_news(e, g);
+			k->news = g && ((index && published(e, g)) || (table && seen_twice(e, g)));
 		}
 		if (!k->news)
 			continue;
@@ -386,15 +405,17 @@ static uint32_t find_news(struct proc_engine *e)
 void scan_news(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
-	uint64_t published = atomic_load(&e->link->index.header->slots_published);
+	uint64_t slots = atomic_load(&e->link->index.header->slots_published);
 	uint64_t twins = atomic_load(&e->link->standing.header->twins);
 	uint64_t began = sys_now_usec(), wait;
 
-	if (began < s->news_at_usec || (published == s->news_published && twins == s->news_twins))
+	bool index = slots != s->news_published, table = twins != s->news_twins;
+
+	if (began < s->news_at_usec || (!index && !table))
 		return;
-	s->news_published = published;
+	s->news_published = slots;
 	s->news_twins = twins;
-	if (find_news(e))
+	if (find_news(e, index, table))
 		s->news_idle = 0;
 	else if (s->news_idle < 5)
 		s->news_idle++;

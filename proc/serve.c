@@ -86,11 +86,14 @@ static void note_pass(struct proc_engine *e, const struct samepage_result *res)
 
 static int unmerge_all(struct proc_engine *e, struct samepage_result *res)
 {
-	uint64_t pages = 0;
+	uint64_t pages = (uint64_t)proc_sharing_pages(e), rest = 0;
 	int err;
 
+	/* Anonymous memory again, as far as possible, so that it can be merged again; private
+	 * copies of what must stay where it is. */
+	(void)proc_retreat_range(e, 0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1));
 	proc_mem_lock_engine();
-	err = proc_mem_unmerge(0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), &pages);
+	err = proc_mem_unmerge(0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), &rest);
 	proc_mem_unlock_engine();
 	res->pages_looked = res->pages_already = pages;
 	return err;

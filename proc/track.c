@@ -150,6 +150,13 @@ static bool something_waits(const struct proc_engine *e, const struct scan_chunk
 	       k->pages[CORE_PAGE_ASIDE] || k->pages[CORE_PAGE_MERGED];
 }
 
+/* Nothing there is registered: what is new shows as present, what was written as well. */
+static bool all_merged(const struct scan_chunk *k)
+{
+	return k->pages[CORE_PAGE_MERGED] && !k->pages[CORE_PAGE_FRESH] &&
+	       !k->pages[CORE_PAGE_KNOWN] && !k->pages[CORE_PAGE_ASIDE];
+}
+
 bool scan_see(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_scan *s = e->scan;
@@ -168,7 +175,7 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 
 			if (present)
 				see_present(e, look, from, until);
-			else if (s->wp)
+			else if (s->wp && !all_merged(k))
 				changed |= protect(e, look, from, until);
 		}
 		if (!present && !changed && !something_waits(e, k))

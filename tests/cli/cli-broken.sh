@@ -23,7 +23,7 @@ fake() {
 }
 
 fake names
-for command in 'status' 'merge --all' 'unmerge 1'; do
+for command in 'status' 'merge --all' 'unmerge 1' 'pause --all'; do
 	# shellcheck disable=SC2086
 	try "$SAMEPAGE" $command --json
 	check "$command --json: it is UTF-8" iconv -f UTF-8 -t UTF-8 "$tmp/out"
@@ -43,6 +43,8 @@ check "status: pages stop at the largest number" json \
 check "status: own bytes too" json "d['own_bytes'] == d['clients_bytes'] == 2 ** 64 - 1"
 check "status: declined pages too" json \
 	"all(n == 2 ** 64 - 1 for n in d['pages_declined'].values())"
+check "status: what scanners count, too" json \
+	"d['scan']['scanners'] == 2 and d['scan']['pages_scanned'] == 2 ** 64 - 1"
 check "status: the smallest number is the end as well" json "d['vmas_added'] == -2 ** 63"
 check "status: profit is within its type" json "-2 ** 63 <= d['general_profit'] < 2 ** 63"
 try "$SAMEPAGE" merge --json --all

@@ -145,6 +145,11 @@ all_clients() {
 }
 check "three programs are clients" wait_for all_clients
 
+state() { json "[p['scan']['state'] for p in d['processes']] == ['$1'] * 3"; }
+# All of the merging below is done during a pause.
+try "$SAMEPAGE" pause --all
+check "pause --all: status 0" status_is 0
+check "pause --all: says how to go on" out_has 'in 3 processes, and in those to come: .samepage resume --all'
 try "$SAMEPAGE" merge --json "${workers[@]}" $$
 check "merge of clients and another: status 3" status_is 3
 check "merge: all clients" json "sorted(p['pid'] for p in d['processes']) == sorted([$(
@@ -180,11 +185,45 @@ try "$SAMEPAGE" status "${workers[0]}"
 check "status of one: status 0" status_is 0
 check "status of one: its row" out_has "^ *${workers[0]} "
 check "status of one: no other row" sh -c '! grep -q "^ *$1 " "$2"' sh "${workers[1]}" "$tmp/out"
+try "$SAMEPAGE" status --json
+check "merge does not end a pause" state paused
+try "$SAMEPAGE" resume --all
+try "$SAMEPAGE" status --json
+check "resume --all ends it" state off
 try "$SAMEPAGE" unmerge --json --all
 check "unmerge: status 0" status_is 0
 check "unmerge: the memory is back" json "d['total']['saved_bytes'] < -(24 << 20)"
 try "$SAMEPAGE" status --json
 check "status after unmerge: nothing is mapped" json "d['pages_mapped'] == 0"
+
+# Pausing
+check "unmerge --all pauses: the processes" state paused
+check "unmerge --all pauses: the domain" json "d['store']['paused_domains'] >= 1"
+try "$SAMEPAGE" unmerge --all
+check "unmerge --all says so, and how to go on" out_has 'samepage resume --all'
+try "$SAMEPAGE" resume --all
+check "resume --all: status 0" status_is 0
+check "resume --all: says what it did" out_has '^scanning goes on in 3 processes, and in those to come$'
+try "$SAMEPAGE" status --json
+check "resume --all: the processes" state off
+check "resume --all: the domain" json "d['store']['paused_domains'] == 0"
+check "status: what scanners count, named as in KSM where it is that" json \
+	"all(k in d['scan'] and k in d['processes'][0]['scan'] for k in ('full_scans', 'pages_scanned',
+	'pages_skipped', 'pages_volatile', 'pages_unshared', 'metadata_bytes_per_page',
+	'broken_msec_mean', 'stable_msec_mean', 'cpu_usec'))"
+check "status: nobody scans here" json "d['scan']['scanners'] == 0"
+try "$SAMEPAGE" pause "${workers[0]}" $$
+check "pause of one and a stranger: status 3" status_is 3
+check "pause of one: says how to go on" out_has '^scanning pauses in 1 processes: .samepage resume. ends that$'
+try "$SAMEPAGE" status --json
+check "pause of one: it and no other" json "{p['pid']: p['scan']['state'] for p in d['processes']} ==
+	{${workers[0]}: 'paused', ${workers[1]}: 'off', ${workers[2]}: 'off'}"
+check "pause of one: not the domain" json "d['store']['paused_domains'] == 0"
+try "$SAMEPAGE" status
+check "status, as text: who is paused" out_has 'paused in 1 (`samepage resume` goes on)'
+check "status, as text: its row" out_has "^ *${workers[0]} .* paused\$"
+try "$SAMEPAGE" resume --json "${workers[0]}"
+check "resume --json" json "d['op'] == 'resume' and d['processes'][0]['scan']['state'] == 'off'"
 kill "${workers[1]}"
 wait "${workers[1]}" 2>/dev/null
 check "a client that ended is one no more" wait_for sh -c \

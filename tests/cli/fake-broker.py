@@ -15,8 +15,9 @@ import socket
 import struct
 import sys
 
-MAGIC, VERSION = 0x47504D53, 1
+MAGIC, VERSION = 0x47504D53, 2
 HELLO, CTL, WELCOME, CTL_ITEM, CTL_END = 1, 7, 64, 70, 71
+SCAN = 25  # ... of struct core_scan_counters, behind two 32 bit words
 RESULT = 4 + 32 + 2 + 1 + 3  # 64 bit words of struct samepage_result
 VMAS_ADDED = 4 + 32 + 2
 U64, S64_MIN, S64_MAX = (1 << 64) - 1, -(1 << 63), (1 << 63) - 1
@@ -27,7 +28,8 @@ def packet(kind, seq, body):
 
 
 def welcome(seq):
-    return packet(WELCOME, seq, struct.pack("=IIQQQQII", 0, 0, 0, 0, 0, 0, os.getpid(), 0))
+    return packet(WELCOME, seq, struct.pack("=IIQQQQII8I", 0, 0, 0, 0, 0, 0, os.getpid(), 0,
+                                             *[0] * 8))
 
 
 def item(seq, pid, domain, comm, figure, vmas_added):
@@ -35,11 +37,12 @@ def item(seq, pid, domain, comm, figure, vmas_added):
                                   vmas_added if i == VMAS_ADDED else figure)
                       for i in range(RESULT))
     return packet(CTL_ITEM, seq, struct.pack("=iI64s64s", pid, os.getuid(), domain, comm)
-                  + struct.pack("=iIII7Q", 0, 1, 1, 0, *[figure] * 7) + result + result)
+                  + struct.pack("=iIII7Q", 0, 1, 1, 0, *[figure] * 7) + result + result
+                  + struct.pack(f"=II{SCAN}Q", 1, 0, *[figure] * SCAN))
 
 
 def end(seq, items, slots):
-    return packet(CTL_END, seq, struct.pack("=iIII12Q", 0, items, 1, items, slots, *[0] * 11))
+    return packet(CTL_END, seq, struct.pack("=iIII13QII", 0, items, 1, items, slots, *[0] * 12, 0, 0))
 
 
 def answer(word, seq):
