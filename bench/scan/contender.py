@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 
-from machine import Failed, ksm, ksm_set, ksmd, slab, until
+from machine import Failed, ksm, ksm_set, ksmd, read, slab, until
 
 
 class Nothing:
@@ -94,10 +94,23 @@ class Ksm(Nothing):
         items, item = slab("ksm_rmap_item")
         nodes, node = slab("ksm_stable_node")
         return {"tracked_pages": known, "merged_pages": ksm("pages_sharing"),
+                "others_pages": known - self.own_pages(),
                 "metadata_bytes": known * (item or 64) + ksm("pages_shared") * (node or 64),
                 "slab_bytes": items * item + nodes * node,
                 "full_scans": ksm("full_scans") - self.scans,
                 "unshared_pages": ksm("pages_unshared"), "volatile_pages": ksm("pages_volatile")}
+
+    def own_pages(self):
+        """Of what KSM knows, that of this arm's processes."""
+        try:
+            return sum(int(line.split()[1]) for p in self.pids
+                       for line in read(f"/proc/{p}/ksm_stat").splitlines()
+                       if line.startswith("ksm_rmap_items"))
+        except OSError:
+            return 0
+
+    def ready(self, pids):
+        self.pids = list(pids)
 
     def finish(self):
         ksm_set("run", 0)

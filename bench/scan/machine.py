@@ -81,6 +81,21 @@ def mappings(pid):
     return read(f"/proc/{pid}/maps").count("\n")
 
 
+def memfds(pid, but):
+    """Bytes of memory in samepage's memfds of a broker, but for those of that name."""
+    used = {}
+    for folder in ("fd", "map_files"):
+        for name in os.listdir(f"/proc/{pid}/{folder}"):
+            path = f"/proc/{pid}/{folder}/{name}"
+            try:
+                target, st = os.readlink(path), os.stat(path)
+            except OSError:
+                continue
+            if target.startswith("/memfd:samepage") and but not in target:
+                used[st.st_ino] = st.st_blocks * 512
+    return sum(used.values())
+
+
 def children(pid):
     return [int(p) for t in os.listdir(f"/proc/{pid}/task")
             for p in read(f"/proc/{pid}/task/{t}/children").split()]

@@ -95,10 +95,10 @@ class Report:
     def workload(self, s):
         rows = []
         for name, f in s.of.items():
-            rows.append([name, number(f.saved / MIB, 1), number(100 * f.saved / s.mergeable, 1),
+            rows.append([name, number(f.saved / MIB, 1), number(100 * f.saved / s.mergeable if s.mergeable > 0 else None, 1),
                          number(f.seconds), number(f.cpu), number(f.own_seconds),
                          number(f.own_cpu), number(f.all_cpu), number(f.all_seconds, 1),
-                         number(f.group_cpu), number(f.above / MIB, 1),
+                         number(f.group_cpu), number(f.more / MIB, 1),
                          number(f.frames * PAGE / MIB, 1), number(f.vmas_a_page, 3),
                          f.most_vmas])
         return table(["", "saved, MiB", "% of the most", "s to 90 %", "CPU s until then",
@@ -158,9 +158,10 @@ class Report:
         if self.skipped:
             parts.append("".join(f"- not measured: {s}\n" for s in self.skipped))
         parts += ["### In short\n",
-                  "Mergeable: the most that any of the contenders has saved in the end, below the "
-                  "memory of the arm in which nobody merges. To 90 % of that, the CPU of ksmd's "
-                  "thread or of the engines' threads and the broker until then.\n", self.goals()]
+                  "Saved: by how much memory has gone down since merging was let go; what programs "
+                  "need more under samepage before anything is merged is taken off. Mergeable: the "
+                  "most that any contender has saved in the end. To 90 % of that; CPU: of ksmd's "
+                  "thread, or of the engines' threads and the broker, until then.\n", self.goals()]
         for s in self.summaries:
             workload = next(w for w, _, _ in self.plan.arms if w.name == s.workload)
             parts.append(f"### {s.workload[:1].upper() + s.workload[1:]}\n")
@@ -172,11 +173,14 @@ class Report:
         if self.balloon:
             parts.append(self.balloon)
         if self.metadata:
-            parts += ["### Metadata\n", "Bytes for each page that is tracked, of the sets. Own: as "
-                      "counted by who merges (KSM: its items and nodes). In all: by how much less "
-                      "was saved than the set's content allows, which is everything: index, "
-                      "candidates, broker, page tables, mappings, pages not merged yet.\n",
-                      table(["", "pages tracked", "own", "to reach", "in all"], self.metadata)]
+            parts += ["### Metadata\n", "Bytes for each page that is tracked, of the sets. Scanner: "
+                      "as the scanner counts (KSM: its items and nodes). Own: from outside, the "
+                      "broker's private memory, its memfds but the store (index, candidates, "
+                      "rings) and what clients have grown by. In all: by how much less was saved "
+                      "than the content allows, kernel's page tables and mappings and pages not "
+                      "merged yet included.\n",
+                      table(["", "pages tracked", "scanner", "own", "to reach", "in all"],
+                            self.metadata)]
         if self.idle:
             parts += ["### Idle\n", "A set, merged, and nothing happens. New: two processes each "
                       "write a page that the other has, too.\n", self.idle_text()]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From samples to the figures of the tables: of one workload, all its contenders.
 
-The level is the memory of the arm in which nobody merges; saved is by how much an arm is
-below it, so that what a program needs more under samepage counts as well. Mergeable is the
-most that any contender has saved in the end.
+Saved is by how much memory has gone down since merging was let go. What programs need more
+under samepage before anything is merged (its own start against the median start of all the
+other arms) is taken off again. Mergeable is the most that any contender has saved in the end.
 """
 from statistics import median
 
@@ -13,18 +13,14 @@ MIB = 1 << 20
 class Figures:
     """One contender on one workload; medians over repetitions. None: not reached."""
 
-    def __init__(self, name, results, level, mergeable):
-        self.name, self.results = name, results
-        self.saved = median(saved_in_the_end(r, level) for r in results)
-        self.above = median(r.rows[0].used for r in results) - level
-        rows = [(r, next((x for x in r.rows if level - x.used >= 0.9 * mergeable), None))
-                for r in results]
-        reached = [(r, x) for r, x in rows if x] if all(x for _, x in rows) else []
+    def __init__(self, name, results, more, mergeable):
+        self.name, self.results, self.more = name, results, more
+        self.saved = median(r.final for r in results) - more
+        rows = [(r, r.reaches(0.9 * mergeable + more)) for r in results]
+        reached = rows if all(x for _, x in rows) else []
         self.seconds = median(r.seconds(x) for r, x in reached) if reached else None
         self.cpu = median(r.cpu(x) for r, x in reached) if reached else None
-        self.own = [(r, next(x for x in r.rows
-                             if level - x.used >= 0.9 * saved_in_the_end(r, level) or
-                             x is r.rows[-1])) for r in results]
+        self.own = [(r, r.reaches(0.9 * r.final) or r.rows[-1]) for r in results]
         self.own_seconds = median(r.seconds(x) for r, x in self.own)
         self.own_cpu = median(r.cpu(x) for r, x in self.own)
         self.all_cpu = median(r.cpu(r.rows[-1]) for r in results)
@@ -38,11 +34,6 @@ class Figures:
         self.vmas_a_page = maps / self.merged if self.merged else 0
         self.most_vmas = max(max(r.vmas) for r in results)
         self.runs = results[-1].after["runs"]
-
-
-def saved_in_the_end(result, level):
-    last = [level - r.used for r in result.rows if r.time > result.rows[-1].time - 1]
-    return median(last)
 
 
 def merged_pages(result):
@@ -61,14 +52,14 @@ class Summary:
 
     def __init__(self, workload, results):
         self.workload = workload
-        names = list(dict.fromkeys(r.contender for r in results))
-        nothing = [r for r in results if r.contender == "nothing"]
-        self.level = median(median(x.used for x in r.rows) for r in nothing)
-        self.mergeable = max(
-            median(saved_in_the_end(r, self.level) for r in results if r.contender == n)
-            for n in names)
-        self.of = {n: Figures(n, [r for r in results if r.contender == n], self.level,
-                              self.mergeable) for n in names}
+        arms = {n: [r for r in results if r.contender == n]
+                for n in dict.fromkeys(r.contender for r in results)}
+        starts = [r.rows[0].used for r in results if r.contender != "samepage"]
+        more = {n: 0.0 for n in arms}
+        if starts and "samepage" in arms:
+            more["samepage"] = median(r.rows[0].used for r in arms["samepage"]) - median(starts)
+        self.mergeable = max(median(r.final for r in a) - more[n] for n, a in arms.items())
+        self.of = {n: Figures(n, a, more[n], self.mergeable) for n, a in arms.items()}
 
     def ratio(self, field, other="ksmd"):
         """samepage's part of ksmd's, None where one of the two is missing."""

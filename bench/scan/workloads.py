@@ -80,7 +80,8 @@ class Workers(Workload):
         self.folder = programs.folder
         self.turn = 0
         words = [PYTHON, os.path.join(HERE, "worker.py"), self.folder]
-        env = {"PYTHONDONTWRITEBYTECODE": "1"}
+        # One hash seed: else the content differs from arm to arm, and with it what can merge.
+        env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
         if self.forked:
             master = contender.start([*words, "fork", self.count], self.shared, env=env)
             self._wait()
