@@ -14,7 +14,7 @@ set -eu
 here=$(dirname "$0")
 build=$here/../build
 case "${1:-}" in
-'' | -*) ;;
+'' | -* | scan) ;;
 *) build=$1; shift ;;
 esac
 program=$build/bench/bench-merge

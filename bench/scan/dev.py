@@ -9,7 +9,7 @@ class Merge(Samepage):
         self.broker = p.start([os.path.join(self.build, "samepaged"), "--socket", self.socket], log="broker.log")
         until(5, "x", lambda: os.path.exists(self.socket))
     def go(self): self.tell("merge","--all")
-B="/tmp/bC3"; T=B+"/bench"; IMG=os.environ.get("IMG")
+B="/tmp/bC3m"; T="/tmp/bC3/bench"; IMG=os.environ.get("IMG")
 W={"set": Set(4,256), "seti": Set(2,64), "g3": Guests(IMG,3,512), "w8i": Workers(8,False,False), "w8s": Workers(8,False,True),
  "w8f": Workers(8,True,False), "w50f": Workers(50,True,False),"w24s": Workers(24,False,True), "n4": Node(4,False), "n4s": Node(4,True), "r": Redis(3,60000)}
 C={"ksmd": Ksm(), "advisor": Advisor(), "nothing": Nothing(), "merge": Merge(B), "samepage": Samepage(B)}
