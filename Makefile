@@ -10,7 +10,7 @@
 BUILD := build
 PREFIX ?= /usr/local
 PACKAGES := gcc g++ libc6-dev pkg-config meson ninja-build python3 libxxhash-dev \
-	libjson-c-dev libsystemd-dev libcmocka-dev libjs-chart.js python3-jsonschema \
+	libjson-c-dev libncurses-dev libsystemd-dev libcmocka-dev libjs-chart.js python3-jsonschema \
 	musl-tools busybox-static
 
 # The system's own interpreter first: what stands before it in PATH may be a script.

@@ -43,10 +43,16 @@
 #define RENEW_MOST_USEC (15 * 60 * SECOND_USEC)
 #define GROWN_TIMES 4u
 #define FEW_TAGS 65536u /* 256 KiB: not worth a renewal */
+#define FIRST_BUCKETS 1024u /* 64 KiB: the standing table follows what is in it */
 
 static uint64_t load(const _Atomic uint64_t *counter)
 {
 	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static uint32_t load_active(const struct core_cand *table)
+{
+	return atomic_load_explicit(&table->header->active, memory_order_relaxed);
 }
 
 int broker_cand_init(struct broker_store *st)
@@ -66,6 +72,8 @@ int broker_cand_init(struct broker_store *st)
 	r = core_cand_init(&st->cand, mem, one);
 	if (r == 0)
 		r = core_cand_init(&st->standing.table, mem + one, one);
+	if (r == 0)
+		core_cand_begin_small(&st->standing.table, FIRST_BUCKETS);
 	st->standing.wait_usec = RENEW_FIRST_USEC;
 	return r;
 }
@@ -164,9 +172,27 @@ static void renew(struct broker_store *st, uint64_t now_usec)
 	struct broker_standing *sd = &st->standing;
 
 	clear(st, &sd->table, st->cand_shm.bytes / 2);
+	core_cand_begin_small(&sd->table, FIRST_BUCKETS);
 	sd->began_usec = now_usec;
 	sd->gone = 0;
 	sd->settled = false;
+}
+
+/* Memory first: a store to a page that cannot be had would be the end of us. */
+static void grow(struct broker_store *st, struct core_cand *table)
+{
+	uint32_t active = load_active(table);
+	const uint8_t *from = (const uint8_t *)table->entries + (size_t)active * CORE_CAND_BUCKET_BYTES;
+	size_t bytes = (size_t)active * CORE_CAND_BUCKET_BYTES;
+
+	for (size_t at = 0; at < bytes; at += st->page_bytes)
+		if (!broker_cand_back(st, from + at))
+			return;
+	/* Where nothing was added yet there is no page to read from, either. */
+	for (size_t at = 0; at < bytes; at += st->page_bytes)
+		if (!broker_cand_back(st, (const uint8_t *)table->entries + at))
+			return;
+	core_cand_grow(table);
 }
 
 void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigned count,
@@ -177,6 +203,13 @@ void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigne
 
 	for (unsigned i = 0; i < count; i++)
 		add(st, &sd->table, tag[i]);
+	while (core_cand_full(&sd->table)) {
+		uint32_t was = load_active(&sd->table);
+
+		grow(st, &sd->table);
+		if (load_active(&sd->table) == was)
+			break;
+	}
 	if (sd->began_usec == 0)
 		sd->began_usec = now_usec;
 	age = now_usec - sd->began_usec;

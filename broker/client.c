@@ -306,6 +306,8 @@ static void standing(struct broker_session *s, const struct core_wire_tags *m)
 	uint64_t round = broker_store_standing_round(st), left, now = s->broker->now;
 	uint32_t count = m->count;
 
+	if ((m->flags >> CORE_WIRE_TAGS_ROUND_SHIFT) != (round & 0xffff))
+		return; /* they will be reported again */
 	if (round != s->standing_round)
 		s->standing_tags = 0;
 	s->standing_round = round;

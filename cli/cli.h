@@ -7,7 +7,7 @@
  *           a domain one address layout, start.c starts a broker on demand
  * pass.c    samepage merge, unmerge, pause, resume
  * status.c  samepage status; scan.c what scanners count
- * top.c     samepage top: what it shows; top_view.c on a terminal
+ * top.c     samepage top; the rest of it is in top.h
  * check.c   samepage check
  * analyze.c samepage analyze; the rest of it is in analyze.h
  * ctl.c     conversation with the broker
@@ -117,6 +117,13 @@ void cli_broker_reason(const struct cli_broker *b, int err, char *buf, size_t by
 #define CLI_TIMEOUT_SEC 300u
 int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid, uint32_t count,
 	    const char *doing, unsigned timeout_sec, struct cli_items *items);
+/*
+ * The same in steps, for who has something else to do meanwhile. step: 1 when all has
+ * come, 0 when something has, -ETIMEDOUT when nothing came in time; other -errno.
+ */
+int cli_ctl_begin(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid,
+		  uint32_t count, struct cli_items *items);
+int cli_ctl_step(struct cli_broker *b, struct cli_items *items, int timeout_msec);
 void cli_items_free(struct cli_items *items);
 
 /* report.c ---------------------------------------------------------------- */

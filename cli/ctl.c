@@ -314,27 +314,39 @@ static int send_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int
 	return n < 0 ? (int)n : 0;
 }
 
+int cli_ctl_begin(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid,
+		  uint32_t count, struct cli_items *items)
+{
+	memset(items, 0, sizeof(*items));
+	return count > CORE_WIRE_PIDS_MAX ? -E2BIG : send_ctl(b, op, flags, pid, count);
+}
+
+int cli_ctl_step(struct cli_broker *b, struct cli_items *items, int timeout_msec)
+{
+	union packet *p = malloc(sizeof(*p));
+	int err;
+
+	if (!p)
+		return -ENOMEM;
+	err = receive(b, p, timeout_msec);
+	if (err == 0)
+		err = take_answer(b, p, items);
+	free(p);
+	return err;
+}
+
 int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pid, uint32_t count,
 	    const char *doing, unsigned timeout_sec, struct cli_items *items)
 {
 	struct progress progress = { .doing = doing, .since_usec = sys_now_usec(), .of = count,
 				     .tty = isatty(STDERR_FILENO) };
 	uint64_t heard_usec = sys_now_usec();
-	union packet *p;
-	int err;
+	int err = cli_ctl_begin(b, op, flags, pid, count, items);
 
-	memset(items, 0, sizeof(*items));
-	if (count > CORE_WIRE_PIDS_MAX)
-		return -E2BIG;
-	p = malloc(sizeof(*p));
-	if (!p)
-		return -ENOMEM;
-	err = send_ctl(b, op, flags, pid, count);
 	while (err == 0) {
-		err = receive(b, p, PROGRESS_MSEC);
-		if (err == 0) {
+		err = cli_ctl_step(b, items, PROGRESS_MSEC);
+		if (err >= 0) {
 			heard_usec = sys_now_usec();
-			err = take_answer(b, p, items);
 		} else if (err == -EINTR) {
 			err = 0;
 		} else if (err == -ETIMEDOUT) {
@@ -347,7 +359,6 @@ int cli_ctl(struct cli_broker *b, uint32_t op, uint32_t flags, const int32_t *pi
 			progress_show(&progress, items->count);
 	}
 	progress_end(&progress);
-	free(p);
 	if (err < 0)
 		cli_items_free(items);
 	return err < 0 ? err : 0;

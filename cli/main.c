@@ -17,6 +17,7 @@ static const struct {
 	{ "pause", cli_pause, "let background scanning rest" },
 	{ "resume", cli_resume, "let it go on" },
 	{ "status", cli_status, "what is shared, what it saves and what it costs" },
+	{ "top", cli_top, "the same, live" },
 	{ "analyze", cli_analyze, "what would merging save, of programs as they are" },
 	{ "check", cli_check, "does merging work on this machine, and if not, why" },
 };

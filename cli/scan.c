@@ -9,6 +9,9 @@
 
 #define MSEC 1000.0
 
+/* A new counter is to be summed, and shown twice. */
+_Static_assert(sizeof(struct core_scan_counters) == (1 + 26) * sizeof(uint64_t), "new counters");
+
 static const char *tracker_name(uint32_t tracker)
 {
 	return tracker == CORE_SCAN_TRACKER_WP_ASYNC ? "wp-async" :
@@ -51,6 +54,7 @@ void cli_scan_add(struct cli_scan *sum, const struct core_scan_counters *c)
 	ADD(broken_msec);
 	ADD(huge_split);
 	ADD(huge_kept);
+	ADD(homecomings);
 	ADD(homecomings);
 	ADD(held_cpu);
 	ADD(held_maps);
@@ -102,6 +106,7 @@ struct json_object *cli_json_scan(const struct core_scan_counters *c)
 	FIELD(broken_soon);
 	FIELD(huge_split);
 	FIELD(huge_kept);
+	FIELD(homecomings);
 	FIELD(homecomings);
 	FIELD(held_cpu);
 	FIELD(held_maps);
@@ -162,9 +167,11 @@ void cli_print_scan_counters(FILE *out, const struct core_scan_counters *c)
 	fprintf(out, "merged %llu ever, %.1f s after they became still (at most %.1f s)\n",
 		n(c->pages_merged), cli_ratio(c->stable_msec, c->pages_merged) / MSEC,
 		(double)c->stable_msec_max / MSEC);
-	fprintf(out, "broken by writes %llu (%.1f %%), %llu within 10 s; after %.1f s\n",
+	fprintf(out, "broken by writes %llu (%.1f %%), %llu within 10 s; after %.1f s; "
+		"homecomings %llu\n",
 		n(c->pages_broken), 100.0 * cli_ratio(c->pages_broken, c->pages_merged),
-		n(c->broken_soon), cli_ratio(c->broken_msec, c->pages_broken) / MSEC);
+		n(c->broken_soon), cli_ratio(c->broken_msec, c->pages_broken) / MSEC,
+		n(c->homecomings));
 	fprintf(out, "promoted %llu, in vain %llu; huge pages split %llu, kept %llu\n",
 		n(c->pages_promoted), n(c->promoted_in_vain), n(c->huge_split), n(c->huge_kept));
 	fprintf(out, "put off: looks %llu (CPU ceiling), pages %llu (mapping budget)\n",

@@ -2,9 +2,8 @@
 /*
  * Candidate table.
  *
- * Both buckets come from all 32 bits of the tag, the entry keeps the upper 30:
- * tags that differ only in the two bits that are not kept usually live in
- * different buckets, so even those are seldom mistaken for each other. A wrong
+ * An entry keeps the upper 30 bits of the tag, and both buckets come from those: tags that
+ * differ only in the other two are mistaken for each other. A wrong
  * count of 2 costs one slot that nobody shares, a lost count one merge that
  * comes later (I2 does not depend on either).
  *
@@ -24,14 +23,16 @@
 #define CAND_BUCKETS_MIN 64u
 #define CAND_BUCKETS_MAX (1u << 30)
 #define CAND_LOAD_PERCENT 75
+#define CAND_FULL_PERCENT 85 /* two choices of sixteen: hardly anything is dropped yet */
 #define CAND_COUNT_MASK 3u
 
 _Static_assert(sizeof(struct core_cand_header) <= CORE_CAND_HEADER_BYTES, "header too long");
 _Static_assert(sizeof(_Atomic uint32_t) == sizeof(uint32_t), "entries are plain words");
 
+/* Of the bits that an entry keeps, so that a table can grow from what it holds. */
 static uint64_t cand_mix(uint32_t tag)
 {
-	uint64_t x = (tag + 1ull) * 0x9e3779b97f4a7c15ull;
+	uint64_t x = ((tag | CAND_COUNT_MASK) + 1ull) * 0x9e3779b97f4a7c15ull;
 
 	x ^= x >> 32;
 	x *= 0xd6e8feb86659fd93ull;
@@ -45,7 +46,9 @@ struct cand_pair {
 static struct cand_pair cand_buckets(const struct core_cand *ct, uint32_t tag)
 {
 	uint64_t x = cand_mix(tag);
-	uint32_t mask = ct->buckets - 1;
+	/* Whatever the header says: within what is mapped. */
+	uint32_t mask = (atomic_load_explicit(&ct->header->active, memory_order_relaxed) - 1) &
+			(ct->buckets - 1);
 	struct cand_pair pair;
 
 	pair.bucket[0] = ct->entries + (size_t)((uint32_t)x & mask) * CORE_CAND_WAYS;
@@ -102,6 +105,7 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes)
 	cand_view(ct, mem, buckets);
 	ct->header->version = CAND_VERSION;
 	ct->header->buckets = buckets;
+	atomic_store_explicit(&ct->header->active, buckets, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->entries, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->dropped, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->round, 0, memory_order_relaxed);
@@ -248,6 +252,54 @@ void core_cand_clear(struct core_cand *ct)
 		cand_store(&ct->entries[i], 0);
 	atomic_store_explicit(&ct->header->entries, 0, memory_order_relaxed);
 	counter_add(&ct->header->round, 1);
+}
+
+void core_cand_begin_small(struct core_cand *ct, uint32_t buckets)
+{
+	if (buckets > ct->buckets)
+		buckets = ct->buckets;
+	atomic_store_explicit(&ct->header->active, buckets, memory_order_relaxed);
+}
+
+bool core_cand_full(const struct core_cand *ct)
+{
+	uint64_t active = atomic_load_explicit(&ct->header->active, memory_order_relaxed);
+	uint64_t entries = atomic_load_explicit(&ct->header->entries, memory_order_relaxed);
+
+	return active < ct->buckets &&
+	       entries > active * CORE_CAND_WAYS * CAND_FULL_PERCENT / 100;
+}
+
+/* The entries of bucket b that belong `by` buckets further on, now that there are some. */
+static void cand_split(struct core_cand *ct, uint32_t b, uint32_t by)
+{
+	_Atomic uint32_t *from = ct->entries + (size_t)b * CORE_CAND_WAYS;
+	_Atomic uint32_t *to = from + (size_t)by * CORE_CAND_WAYS;
+
+	for (unsigned i = 0; i < CORE_CAND_WAYS; i++) {
+		uint32_t value = cand_load(&from[i]);
+		struct cand_pair pair;
+
+		if (value == 0)
+			continue;
+		pair = cand_buckets(ct, value);
+		if (pair.bucket[0] == from || pair.bucket[1] == from)
+			continue;
+		cand_store(&to[i], value);
+		cand_store(&from[i], 0);
+	}
+}
+
+void core_cand_grow(struct core_cand *ct)
+{
+	uint32_t active = atomic_load_explicit(&ct->header->active, memory_order_relaxed);
+
+	if (active >= ct->buckets)
+		return;
+	/* Readers may miss what moves just then; they ask again when it is reported twice. */
+	atomic_store_explicit(&ct->header->active, active * 2, memory_order_relaxed);
+	for (uint32_t b = 0; b < active; b++)
+		cand_split(ct, b, active);
 }
 
 bool core_cand_crowded(const struct core_cand *ct)

@@ -40,6 +40,8 @@ struct core_cand_header {
 	_Atomic uint64_t dropped;
 	_Atomic uint64_t round;
 	_Atomic uint64_t twins; /* additions, ever, of what was there already */
+	_Atomic uint32_t active; /* buckets in use, a power of two */
+	uint32_t reserved;
 };
 
 struct core_cand {
@@ -62,6 +64,13 @@ void core_cand_prefetch(const struct core_cand *ct, uint32_t tag);
 /* Reader: 0, 1 or 2 (two or more pages of this round). */
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag);
 void core_cand_clear(struct core_cand *ct);
+/*
+ * Writer: a table that follows the number of its entries. Begin with so many buckets (a
+ * power of two), the rest untouched; grow doubles them, in place. full: it is time to.
+ */
+void core_cand_begin_small(struct core_cand *ct, uint32_t buckets);
+bool core_cand_full(const struct core_cand *ct);
+void core_cand_grow(struct core_cand *ct);
 bool core_cand_crowded(const struct core_cand *ct);
 
 #endif

@@ -19,7 +19,7 @@ static void fill(struct core_pace *p, uint64_t now_usec)
 	if (p->left_usec > room_usec(p))
 		p->left_usec = room_usec(p);
 	/* What is less than a microsecond of room is not lost. */
-	if (p->permille)
+	if (p->permille && now_usec > p->at_usec)
 		p->at_usec = now_usec - (since * p->permille % 1000) / p->permille;
 }
 

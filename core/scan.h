@@ -22,7 +22,7 @@ struct core_scan_config {
 	uint32_t map_percent;  /* of vm.max_map_count that a process may have (default 50) */
 	uint32_t first_msec;   /* shortest time between looks at a range (default 100) */
 	uint32_t most_msec;    /* longest (default 10000) */
-	uint32_t huge_percent; /* a huge page is split if so much of it merges (default 25) */
+	uint32_t huge_percent; /* a huge page is split if so much of it merges (default 12) */
 	uint32_t reserved;
 };
 #define CORE_SCAN_OFF 0x1u /* merge only when asked to */

@@ -15,11 +15,11 @@ static const struct {
 	[CORE_SCAN_SETTING_SCAN] = { "scan", "SAMEPAGE_SCAN", "on, off or auto" },
 	[CORE_SCAN_SETTING_CPU] = { "scan_cpu_percent", "SAMEPAGE_SCAN_CPU", "0.1 to 100" },
 	[CORE_SCAN_SETTING_MAPS] = { "scan_map_percent", "SAMEPAGE_SCAN_MAPS", "1 to 90" },
-	[CORE_SCAN_SETTING_FIRST] = { "scan_first_msec", "SAMEPAGE_SCAN_FIRST", "10 to 3600000" },
-	[CORE_SCAN_SETTING_MOST] = { "scan_most_msec", "SAMEPAGE_SCAN_MOST", "10 to 86400000" },
+	[CORE_SCAN_SETTING_FIRST] = { "scan_first_msec", "SAMEPAGE_SCAN_FIRST", "10 to 60000" },
+	[CORE_SCAN_SETTING_MOST] = { "scan_most_msec", "SAMEPAGE_SCAN_MOST", "10 to 3600000" },
 	[CORE_SCAN_SETTING_TRACKER] = { "scan_tracker", "SAMEPAGE_SCAN_TRACKER",
 					"auto, wp-async or checksum" },
-	[CORE_SCAN_SETTING_HUGE] = { "scan_huge_percent", "SAMEPAGE_SCAN_HUGE", "1 to 100" },
+	[CORE_SCAN_SETTING_HUGE] = { "scan_huge_percent", "SAMEPAGE_SCAN_HUGE", "1 to 101" },
 };
 
 const char *core_scan_setting_name(enum core_scan_setting setting)
@@ -109,13 +109,13 @@ bool core_scan_setting_set(struct core_scan_config *c, enum core_scan_setting se
 	case CORE_SCAN_SETTING_MAPS:
 		return number(text, 0, 1, 90, &c->map_percent);
 	case CORE_SCAN_SETTING_FIRST:
-		return number(text, 0, 10, 3600000, &c->first_msec);
+		return number(text, 0, 10, 60000, &c->first_msec);
 	case CORE_SCAN_SETTING_MOST:
-		return number(text, 0, 10, 86400000, &c->most_msec);
+		return number(text, 0, 10, 3600000, &c->most_msec);
 	case CORE_SCAN_SETTING_TRACKER:
 		return set_tracker(c, text);
 	case CORE_SCAN_SETTING_HUGE:
-		return number(text, 0, 1, 100, &c->huge_percent);
+		return number(text, 0, 1, 101, &c->huge_percent);
 	default:
 		return false;
 	}

@@ -244,6 +244,11 @@ static bool ctl_item_ok(const unsigned char *p)
 	       errno_ok(I32(p, core_wire_ctl_item, report.error), true);
 }
 
+static bool tags_ok(uint32_t flags)
+{
+	return flags == 0 || (flags & ((1u << CORE_WIRE_TAGS_ROUND_SHIFT) - 1)) == CORE_WIRE_TAGS_STANDING;
+}
+
 static bool payload_ok(uint16_t type, const unsigned char *p)
 {
 	switch (type) {
@@ -252,7 +257,7 @@ static bool payload_ok(uint16_t type, const unsigned char *p)
 	case CORE_WIRE_SUBMIT:
 		return U32(p, core_wire_submit, reserved) == 0;
 	case CORE_WIRE_TAGS:
-		return (U32(p, core_wire_tags, flags) & ~CORE_WIRE_TAGS_STANDING) == 0;
+		return tags_ok(U32(p, core_wire_tags, flags));
 	case CORE_WIRE_RESULT:
 		return errno_ok(I32(p, core_wire_result, report.error), true);
 	case CORE_WIRE_CTL:

@@ -129,6 +129,9 @@ struct core_wire_tags {
 	uint32_t tag[CORE_WIRE_TAGS_MAX];
 };
 #define CORE_WIRE_TAGS_STANDING 0x1u /* of a scanner, for the second table */
+/* With STANDING: the round that they are meant for, 16 bits of it. In another one they would
+ * be reported twice, and count as two pages. */
+#define CORE_WIRE_TAGS_ROUND_SHIFT 16
 
 enum core_wire_op {
 	CORE_WIRE_OP_LOOK = 1, /* hash everything, report TAGS, merge nothing */

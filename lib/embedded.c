@@ -130,8 +130,10 @@ static int embedded_tags(struct proc_link *link, const uint32_t *tag, unsigned c
 	return 0;
 }
 
-static int embedded_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count)
+static int embedded_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count,
+				  uint64_t round)
 {
+	(void)round; /* nothing is under way when it ends */
 	broker_store_standing(of(link)->store, tag, count, sys_now_usec());
 	return 0;
 }

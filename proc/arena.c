@@ -12,11 +12,40 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "proc/internal.h"
+#include "proc/scan.h"
+
+static const char small_place; /* somewhere in the library */
+
+/*
+ * What a scanner maps at moments of its own choice must not come between what the program
+ * maps: replicas that have one address layout would come to differ, and their pointers
+ * with them. So it goes far below, one after the other, around and around in a stretch
+ * in which there is hardly anything; where there is, the kernel finds another place.
+ */
+#define FAR_FROM (6ull << 30) /* below the library; the link's mappings are above */
+#define FAR_BYTES (2ull << 30)
+void *proc_far(struct proc_engine *e, size_t bytes)
+{
+	struct proc_scan *s = e->scan;
+	uintptr_t base = (uintptr_t)&small_place & ~(uintptr_t)(e->page_bytes - 1);
+
+	if (!s || base < 2 * (FAR_FROM + FAR_BYTES) || bytes > FAR_BYTES / 4)
+		return NULL;
+	if (s->far_bytes + bytes > FAR_BYTES)
+		s->far_bytes = 0;
+	base = base - FAR_FROM - s->far_bytes - bytes;
+	s->far_bytes += bytes;
+	return (void *)(base & ~(uintptr_t)(e->page_bytes - 1));
+}
 
 void *proc_arena_alloc(size_t bytes)
 {
-	intptr_t p = sys->mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+	return proc_arena_alloc_at(NULL, bytes);
+}
+
+void *proc_arena_alloc_at(void *hint, size_t bytes)
+{
+	intptr_t p = sys->mmap(hint, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			       -1, 0);
 
 	if (p < 0)

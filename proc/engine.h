@@ -38,8 +38,9 @@ struct proc_link_ops {
 	/* A read-only fd, the caller's; or -errno. */
 	int (*segment)(struct proc_link *link, uint32_t segment);
 	int (*tags)(struct proc_link *link, const uint32_t *tag, unsigned count);
-	/* The same into the table for scanners. */
-	int (*tags_standing)(struct proc_link *link, const uint32_t *tag, unsigned count);
+	/* The same into the table for scanners, if that is still in this round. */
+	int (*tags_standing)(struct proc_link *link, const uint32_t *tag, unsigned count,
+			     uint64_t round);
 	/* Between passes, and before the next: mappings and buffers are not needed
 	 * meanwhile. May be NULL. wake: 0, or -errno and the link is to be given up. */
 	void (*rest)(struct proc_link *link);

@@ -428,9 +428,11 @@ static int link_tags(struct proc_link *link, const uint32_t *tag, unsigned count
 	return send_tags(link, tag, count, 0);
 }
 
-static int link_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count)
+static int link_tags_standing(struct proc_link *link, const uint32_t *tag, unsigned count,
+			      uint64_t round)
 {
-	return send_tags(link, tag, count, CORE_WIRE_TAGS_STANDING);
+	return send_tags(link, tag, count,
+			 CORE_WIRE_TAGS_STANDING | (uint32_t)round << CORE_WIRE_TAGS_ROUND_SHIFT);
 }
 
 int proc_link_broker_offer(struct proc_link *link, int fd)

@@ -62,7 +62,8 @@ static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 		last->end = end;
 		return;
 	}
-	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
+	if (!scan_room(r->e, (void **)&s->region, s->regions, &s->regions_room,
+		       sizeof(*s->region)))
 		return;
 	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
 }
@@ -205,7 +206,7 @@ static uint32_t discover_stretch(struct proc_engine *e, uint64_t start, uint64_t
 		for (int i = 0; i < n; i++)
 			for (uint64_t at = found[i].start & ~(size - 1); at < found[i].end; at += size) {
 				if (!scan_chunk_at(e->scan, at)) {
-					if (!scan_chunk_make(e->scan, at))
+					if (!scan_chunk_make(e, at))
 						return made;
 					made++;
 				}

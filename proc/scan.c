@@ -103,7 +103,7 @@ static void start_over(struct proc_engine *e)
 	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
-	s->home_at_usec = sys_now_usec() + SCAN_HOME_USEC;
+	s->home_at_usec = 0;
 	s->home_idle = 0;
 	s->wake_usec = 0;
 }
@@ -116,7 +116,7 @@ void proc_scan_forked(struct proc_engine *e)
 		return;
 	start_over(e);
 	memset(&s->n, 0, sizeof(s->n));
-	s->began_usec = sys_now_usec();
+	/* No system call here, not even for the time: a filter may be in force by now. */
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
 }
@@ -152,14 +152,6 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 	start_over(e);
 }
 
-static void forget_chunk(struct proc_engine *e, uint64_t base)
-{
-	struct scan_chunk *k = scan_chunk_at(e->scan, base);
-
-	if (k)
-		scan_chunk_free(e->scan, (uint32_t)(k - e->scan->chunk));
-}
-
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
@@ -167,8 +159,11 @@ void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 	if (!e->scan || !e->scan->started)
 		return;
 	scan_disarm(e, start, end);
-	for (uint64_t at = start & ~(size - 1); at < end; at += size)
-		forget_chunk(e, at);
+	/* By what is known, not by address: the range may be all there is. Backwards, for
+	 * the last one takes the place of one that goes. */
+	for (uint32_t i = e->scan->chunks; i-- > 0;)
+		if (e->scan->chunk[i].base < end && e->scan->chunk[i].base + size > start)
+			scan_chunk_free(e->scan, i);
 	e->scan->regions_at_usec = 0;
 }
 
@@ -190,7 +185,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 			.changed = look->seen[i] & SCAN_CHANGED,
 			.blind = !s->wp || (look->seen[i] & SCAN_HUGE),
 		};
-		struct core_pages_group *group = seen.present ? scan_group_make(s, k, g)
+		struct core_pages_group *group = seen.present ? scan_group_make(e, k, g)
 							      : scan_group(s, k, g);
 
 		if (!group)

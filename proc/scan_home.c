@@ -104,9 +104,12 @@ void scan_home(struct proc_engine *e)
 	int64_t room = (e->vmas_limit / 2 - e->vmas_now) / 2;
 	unsigned n;
 
+	if (!s->home_at_usec)
+		s->home_at_usec = now + SCAN_HOME_USEC;
 	if (now < s->home_at_usec || room < 1 || !enough(s))
 		return;
-	g.piece = proc_arena_alloc(PIECES_MAX * sizeof(*g.piece));
+	g.piece = proc_arena_alloc_at(proc_far(e, PIECES_MAX * sizeof(*g.piece)),
+				      PIECES_MAX * sizeof(*g.piece));
 	if (!g.piece)
 		return;
 	g.max = room < PIECES_MAX ? (unsigned)room : PIECES_MAX;

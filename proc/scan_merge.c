@@ -8,8 +8,10 @@
  * Others find out by asking again about the fingerprints that they keep, without reading
  * a page (scan_news).
  *
+ * A look that promotes nothing comes first where that may not be worth while (`dry`):
+ *
  * Huge pages. A merge splits them, so in a chunk that has any it is found out first how
- * many pages would merge; nothing is promoted for that. Where it is too few, all stays.
+ * many pages would merge. Where it is too few, all stays.
  *
  * Mappings. When they run short only long runs are merged (core_pace_shortest_run).
  */
@@ -58,7 +60,8 @@ void proc_scan_twin(struct scan_look *look, uint32_t i)
 static void flush_reports(struct proc_engine *e)
 {
 	if (e->tags_count && e->link->connected)
-		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count);
+		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count,
+						   e->scan->round);
 	e->scan->n.pages_candidate += e->tags_count;
 	e->tags_count = 0;
 }
@@ -115,26 +118,46 @@ static void skip_planned(struct proc_engine *e, enum samepage_reason why)
 			proc_plan_skip(&e->work->plan[i], why);
 }
 
-/* Would enough of a chunk with huge pages merge? Then also with promotion. */
-static void plan_huge(struct proc_engine *e, struct scan_look *look, const struct proc_chunk *c,
-		      struct samepage_result *res)
+/* Would enough of a chunk with huge pages merge? */
+static bool worth_splitting(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_scan *s = e->scan;
 
 	if (count_planned(e, look) * 100 < s->set.huge_percent * PROC_CHUNK_PAGES) {
 		s->n.huge_kept++;
 		skip_planned(e, SAMEPAGE_REASON_UNIQUE);
-		return;
+		return false;
 	}
 	s->n.huge_split++;
-	proc_look_wanted(e, c, look->want, SCAN_TWIN, res);
+	return true;
+}
+
+/* What would be promoted is not, unless at least so many pages in a row would merge. */
+static void keep_long_stretches(struct proc_engine *e, struct scan_look *look, uint32_t least)
+{
+	uint32_t i = 0, end;
+
+	for (; i < PROC_CHUNK_PAGES; i = end + 1) {
+		for (end = i; end < PROC_CHUNK_PAGES && (look->want[end] == SCAN_TWIN ||
+							 e->work->plan[end].kind == CORE_PLAN_SLOT);
+		     end++)
+			;
+		if (least && end - i >= least)
+			continue;
+		for (; i < end; i++) {
+			if (look->want[i] != SCAN_TWIN)
+				continue;
+			look->want[i] = SCAN_HASH;
+			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_MAP_COUNT);
+			e->scan->n.held_maps++;
+		}
+	}
 }
 
 /* Mappings are short: leave out runs that are not worth one. */
-static void plan_long_runs(struct proc_engine *e)
+static void plan_long_runs(struct proc_engine *e, uint32_t least)
 {
 	struct core_plan_run *runs = e->work->runs;
-	uint32_t least = core_pace_shortest_run(e->vmas_now, e->vmas_limit);
 	size_t n;
 
 	if (least == 1)
@@ -308,10 +331,10 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_work *w = e->work;
 	struct samepage_result res = { 0 };
+	uint32_t planned = 0, least = core_pace_shortest_run(e->vmas_now, e->vmas_limit);
 	struct proc_chunk c = { .base = look->chunk->base, .end = PROC_CHUNK_PAGES, .owned = true,
-				.mode = PROC_MODE_SCAN, .scan = look,
-				.dry = look->huge_pages > 0 };
-	uint32_t planned = 0;
+				.scan = look, .dry = look->huge_pages > 0 || least != 1,
+				.mode = PROC_MODE_SCAN };
 
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		w->plan[i] = (struct core_plan_page){ .reason = PROC_ABSENT };
@@ -321,13 +344,15 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 	if (look->chunk->news)
 		plan_news(e, look);
 	proc_look_wanted(e, &c, look->want, SCAN_HASH, &res);
-	if (c.dry) {
+	if (c.dry && (!look->huge_pages || worth_splitting(e, look))) {
 		c.dry = false;
-		plan_huge(e, look, &c, &res);
+		if (least != 1)
+			keep_long_stretches(e, look, least);
+		proc_look_wanted(e, &c, look->want, SCAN_TWIN, &res);
 	}
-	plan_long_runs(e);
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
+	plan_long_runs(e, least);
 	commit(e, look, &c, &res);
 	if (w->collisions)
 		memset(w->collided, 0, sizeof(w->collided));

@@ -127,7 +127,7 @@ const uint8_t *proc_segments_slot(struct proc_engine *e, uint32_t slot)
 	if (!seg)
 		return NULL;
 	if (!seg->map) {
-		p = sys->mmap(NULL, bytes, PROT_READ, MAP_SHARED, seg->fd, 0);
+		p = sys->mmap(proc_far(e, bytes), bytes, PROT_READ, MAP_SHARED, seg->fd, 0);
 		if (p < 0)
 			return NULL;
 		if (sys->madvise((void *)p, bytes, MADV_DONTFORK) < 0) {

@@ -149,11 +149,11 @@ static void test_example(void **state)
 	assert_true(n >= 12);
 	write_file(all, strlen(all));
 	scan = scan_of(args, &sessions);
-	assert_int_equal(scan.cpu_permille, 100); /* as core/scan.h has it */
+	assert_int_equal(scan.cpu_permille, 100); /* as proc/scan.c has it */
 	assert_int_equal(scan.map_percent, 50);
 	assert_int_equal(scan.first_msec, 100);
 	assert_int_equal(scan.most_msec, 10000);
-	assert_int_equal(scan.huge_percent, 25);
+	assert_int_equal(scan.huge_percent, 12);
 }
 
 /* What samepaged says, and 2 as its status. */
@@ -189,10 +189,10 @@ static const struct wrong {
 	{ "scan = o", ":1:", { "'o'", "on, off or auto" } },
 	{ "scan =", ":1:", { "''", "on, off or auto" } },
 	{ "scan_map_percent = 91", ":1:", { "91", "1 to 90" } },
-	{ "scan_first_msec = 9", ":1:", { "9", "10 to 3600000" } },
-	{ "scan_most_msec = -5", ":1:", { "-5", "10 to 86400000" } },
+	{ "scan_first_msec = 9", ":1:", { "9", "10 to 60000" } },
+	{ "scan_most_msec = -5", ":1:", { "-5", "10 to 3600000" } },
 	{ "scan_tracker = soft-dirty", ":1:", { "soft-dirty", "wp-async or checksum" } },
-	{ "scan_huge_percent = 101", ":1:", { "101", "1 to 100" } },
+	{ "scan_huge_percent = 102", ":1:", { "102", "1 to 101" } },
 	{ "\n\n# x\nstore_max = lots", ":4:", { "lots", "bytes" } },
 	{ "scan_cpu = 10", ":1:", { "'scan_cpu' is no setting", "scan_cpu_percent" } },
 	{ "store-max = 4G", ":1:", { "'store-max' is no setting", "store_max" } },

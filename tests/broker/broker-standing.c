@@ -266,6 +266,11 @@ static void test_seen_by_others(void **state)
 	assert_int_equal(end.standing, 4);
 	assert_int_equal(end.candidates, 1);
 	twins = atomic_load(&ct.header->twins);
+	/* Meant for another round: said again in this one, it would count twice. */
+	send_tags(&a, CORE_WIRE_TAGS_STANDING | 7u << CORE_WIRE_TAGS_ROUND_SHIFT, 1, 3);
+	bt_check_served(&a, 1);
+	assert_int_equal(atomic_load(&ct.header->twins), twins);
+	assert_int_equal(core_cand_count(&ct, random_tag(1)), 1);
 	send_tags(&b, CORE_WIRE_TAGS_STANDING, 1, 1);
 	bt_check_served(&b, 1);
 	assert_int_equal(atomic_load(&ct.header->twins), twins + 1);
@@ -324,7 +329,7 @@ static void test_flood(void **state)
 	bt_stats_end(&control, &end);
 	/* 3.x times the room was sent, less than once was taken. */
 	assert_true(atomic_load(&ct.header->entries) < room);
-	assert_int_equal(atomic_load(&ct.header->dropped), 0);
+	assert_true(atomic_load(&ct.header->dropped) < room / 1000); /* while it grew */
 	assert_int_equal(fstat(b.fds[1], &about), 0);
 	assert_true(about.st_blocks * 512 <= 2 * bytes);
 	assert_int_equal(end.dropped_clients, 0);

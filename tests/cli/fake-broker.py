@@ -10,6 +10,7 @@ hello, then nothing; "full": listens, accepts nobody, and the backlog is full.
 Writes "listening" when it does; ends with its standard input.
 """
 import os
+import re
 import select
 import socket
 import struct
@@ -17,9 +18,13 @@ import sys
 
 MAGIC, VERSION = 0x47504D53, 2
 HELLO, CTL, WELCOME, CTL_ITEM, CTL_END = 1, 7, 64, 70, 71
-SCAN = 25  # ... of struct core_scan_counters, behind two 32 bit words
 RESULT = 4 + 32 + 2 + 1 + 3  # 64 bit words of struct samepage_result
 VMAS_ADDED = 4 + 32 + 2
+# 64 bit words of struct core_scan_counters, behind two of 32; it grows now and then.
+with open(os.path.dirname(os.path.abspath(__file__)) + "/../../core/scan.h", encoding="utf-8") as f:
+    SCAN = len(re.findall(r"^\tuint64_t \w+;",
+                          re.search(r"struct core_scan_counters \{(.*?)\n\};", f.read(), re.S)[1],
+                          re.M))
 U64, S64_MIN, S64_MAX = (1 << 64) - 1, -(1 << 63), (1 << 63) - 1
 
 

@@ -5,7 +5,8 @@
 # prints what it sees of its memory, once without samepage and once under `samepage run`
 # while `samepage merge --all` goes on all the time. Both must print the same and end
 # with the same status. A case whose memory was not merged fails (its program says so):
-# it would prove nothing. If this failed, merging would be visible to programs (I5), or
+# it would prove nothing. With KEEP_SCAN=1 nobody says merge: the scanner of the program
+# itself does it, as fast as it can be told to. If this failed, merging would be visible to programs (I5), or
 # lose what they wrote (I3). TAP on stdout.
 #
 # usage: keep.sh BUILD_DIR PROGRAM [CASE...]
@@ -16,6 +17,12 @@ shift 2
 case $program in /*) ;; *) program=$PWD/$program ;; esac
 samepage=$build/samepage
 unset SAMEPAGE_DOMAIN SAMEPAGE_SCOPE SAMEPAGE_OFF SAMEPAGE_VERBOSE LD_PRELOAD
+unset "${!SAMEPAGE_SCAN@}"
+export SAMEPAGE_SCAN=off
+if [ "${KEEP_SCAN:-0}" = 1 ]; then
+	export SAMEPAGE_SCAN=on SAMEPAGE_SCAN_FIRST=10 SAMEPAGE_SCAN_MOST=40 SAMEPAGE_SCAN_CPU=100
+	export SAMEPAGE_SCAN_TRACKER=${KEEP_TRACKER:-auto}
+fi
 work=$(mktemp -d /tmp/samepage-test.XXXXXX) || exit 1
 export SAMEPAGE_SOCKET=$work/broker.sock
 broker=
@@ -37,7 +44,7 @@ for _ in $(seq 200); do
 	sleep 0.05
 done
 : >"$work/go"
-while [ -e "$work/go" ]; do
+while [ "$SAMEPAGE_SCAN" = off ] && [ -e "$work/go" ]; do
 	timeout -s KILL 60 "$samepage" merge --all >/dev/null 2>>"$work/merge.err"
 	sleep 0.03
 done &

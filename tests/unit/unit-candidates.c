@@ -200,7 +200,50 @@ static uint32_t random_tag(uint32_t i)
 	return i ^ (i >> 16);
 }
 
-/* A false 2 needs 30 equal bits in a common bucket. */
+/* A table that begins small and grows in place keeps what it holds, with its counts. */
+static void test_grows(void **state)
+{
+	const uint32_t n = 200000;
+	size_t bytes = core_cand_bytes(4 * n);
+	void *mem = table_memory(bytes);
+	struct core_cand ct, reader;
+	uint32_t i, grown = 0, lost = 0, wrong = 0;
+
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	assert_int_equal(core_cand_attach(&reader, mem, bytes), 0);
+	core_cand_begin_small(&ct, 64);
+	assert_int_equal(atomic_load(&ct.header->active), 64);
+	for (i = 0; i < n; i++) {
+		core_cand_add(&ct, random_tag(i));
+		if (i % 2)
+			core_cand_add(&ct, random_tag(i));
+		while (core_cand_full(&ct)) {
+			core_cand_grow(&ct);
+			grown++;
+		}
+	}
+	for (i = 0; i < n; i++) {
+		unsigned count = core_cand_count(&reader, random_tag(i));
+
+		lost += count < 1 + i % 2;
+		wrong += count > 1 + i % 2;
+	}
+	assert_in_range(grown, 5, 20);
+	/* Entries and room are of one size: it followed what was added. */
+	assert_true(atomic_load(&ct.header->active) * (uint64_t)CORE_CAND_WAYS < 4 * n);
+	assert_true(lost <= atomic_load(&ct.header->dropped));
+	assert_in_range(wrong, 0, 60); /* 2^34 pairs, 2^30 values */
+	/* What an evil writer says about its size leads nobody out of the mapping. */
+	atomic_store(&ct.header->active, 0xffffffffu);
+	for (i = 0; i < 1000; i++)
+		core_cand_count(&reader, random_tag(i));
+	atomic_store(&ct.header->active, 0);
+	for (i = 0; i < 1000; i++)
+		core_cand_count(&reader, random_tag(i));
+	munmap(mem, bytes);
+}
+
+/* A false 2 needs 30 equal bits, which is all that an entry and its places come from. */
 static void test_false_twin_rate(void **state)
 {
 	const uint32_t n = 1u << 22;
@@ -212,9 +255,10 @@ static void test_false_twin_rate(void **state)
 	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
 	for (i = 0; i < n; i++)
 		wrong += core_cand_add(&ct, random_tag(i)) == 2;
-	/* 2^22 tags make about 2^43 pairs, some 6000 of them equal in the 30 bits kept. */
+	/* 2^22 tags make about 2^43 pairs, some 8000 of them equal in the 30 bits kept: two in
+	 * a thousand pages of 16 GiB that nobody shares would get a slot for nothing. */
 	print_message("# false twins: %u of %u tags\n", wrong, n);
-	assert_true(wrong <= 8);
+	assert_in_range(wrong, 1, 9500);
 	munmap(mem, bytes);
 }
 
@@ -284,6 +328,7 @@ int main(void)
 		cmocka_unit_test(test_extreme_tags),
 		cmocka_unit_test(test_overload),
 		cmocka_unit_test(test_twins_survive),
+		cmocka_unit_test(test_grows),
 		cmocka_unit_test(test_false_twin_rate),
 		cmocka_unit_test(test_init_and_attach_refuse),
 		cmocka_unit_test(test_hostile_contents),
