@@ -90,9 +90,9 @@ class Guests(Workload):
 
         qemu, env = which("qemu-system-x86_64")
         root = os.environ.get("REAL_ROOT", "")
-        firmware = ["-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"] if env else []
+        firmware = [w for d in ("qemu", "seabios") for w in ("-L", f"{root}/usr/share/{d}")]
         return contender.start(self.command([
-            qemu, *firmware, "-accel", "tcg,tb-size=32", "-M", "q35,hpet=off", "-nodefaults",
+            qemu, *(firmware if env else []), "-accel", "tcg,tb-size=32", "-M", "q35,hpet=off", "-nodefaults",
             "-no-user-config", "-m", self.mib, "-smp", 1, "-display", "none", "-no-reboot",
             "-kernel", file("vmlinuz"), "-initrd", file("initrd.img"),
             "-drive", f"file={file('root.img')},format=raw,if=virtio,readonly=on",

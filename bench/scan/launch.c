@@ -4,9 +4,10 @@
  *
  *   scan-launch [--group FILE]... [--merge] [--one-layout] COMMAND...
  *
- * --group: enters a control group by writing to its cgroup.procs. --merge: all of its memory is advised to KSM (PR_SET_MEMORY_MERGE, inherited by what it
- * starts). --one-layout: addresses are not random, as `setarch -R`. Always: dies with
- * whoever started it, because nothing of a benchmark may stay behind.
+ * --group: enters a control group by writing to its cgroup.procs. --merge: all of its
+ * memory is advised to KSM (PR_SET_MEMORY_MERGE, inherited by what it starts).
+ * --one-layout: addresses are not random, as `setarch -R`. Always: dies with whoever
+ * started it, because nothing of a benchmark may stay behind.
  */
 #include <errno.h>
 #include <fcntl.h>

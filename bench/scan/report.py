@@ -95,7 +95,8 @@ class Report:
     def workload(self, s):
         rows = []
         for name, f in s.of.items():
-            rows.append([name, number(f.saved / MIB, 1), number(100 * f.saved / s.mergeable if s.mergeable > 0 else None, 1),
+            part = 100 * f.saved / s.mergeable if s.mergeable > 0 else None
+            rows.append([name, number(f.saved / MIB, 1), number(part, 1),
                          number(f.seconds), number(f.cpu), number(f.own_seconds),
                          number(f.own_cpu), number(f.all_cpu), number(f.all_seconds, 1),
                          number(f.group_cpu), number(f.more / MIB, 1),
@@ -173,12 +174,13 @@ class Report:
         if self.balloon:
             parts.append(self.balloon)
         if self.metadata:
-            parts += ["### Metadata\n", "Bytes for each page that is tracked, of the sets. Scanner: "
-                      "as the scanner counts (KSM: its items and nodes). Own: from outside, the "
-                      "broker's private memory, its memfds but the store (index, candidates, "
-                      "rings) and what clients have grown by. In all: by how much less was saved "
-                      "than the content allows, kernel's page tables and mappings and pages not "
-                      "merged yet included.\n",
+            parts += ["### Metadata\n",
+                      "Bytes for each page that is tracked, of the sets. Scanner: as the scanner "
+                      "counts (KSM: its items and nodes). Own: from outside, the broker's "
+                      "anonymous memory, its memfds but the store (index, candidates, rings) and "
+                      "what clients have grown by. In all: by how much less was saved than the "
+                      "content allows, the kernel's page tables and mappings and pages not merged "
+                      "yet included.\n",
                       table(["", "pages tracked", "scanner", "own", "to reach", "in all"],
                             self.metadata)]
         if self.idle:

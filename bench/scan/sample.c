@@ -34,7 +34,8 @@
 
 static const char *const ksm[] = { "pages_shared", "pages_sharing", "pages_unshared",
 				   "pages_volatile", "full_scans", "pages_scanned" };
-static int meminfo, group_stat = -1, group_kernel = -1, ksm_file[COUNT(ksm)], engine_file[ENGINES_MAX];
+static int meminfo, group_stat = -1, group_kernel = -1;
+static int ksm_file[COUNT(ksm)], engine_file[ENGINES_MAX];
 static unsigned engines;
 static unsigned long long item_bytes, node_bytes;
 

@@ -139,7 +139,8 @@ class Node(Workload):
 
     def start(self, contender, programs):
         self.processes = [
-            contender.start([which("node")[0], os.path.join(HERE, "replica.js"), i], self.shared, pipes=True)
+            contender.start([which("node")[0], os.path.join(HERE, "replica.js"), i],
+                            self.shared, pipes=True)
             for i in range(self.count)]
         for p in self.processes:
             expect(p, "ready")
