@@ -10,7 +10,6 @@ What is saved at a moment is by how much the memory of all processes and the bro
 their control group) and of KSM's items is below that of the start: store, index,
 candidates, broker, everything is in there.
 """
-import os
 import shutil
 import tempfile
 import time
@@ -70,18 +69,21 @@ class Arm:
         self.programs = Programs(tools, self.folder, self.group)
 
     def __enter__(self):
-        self.contender.prepare(self.programs)
-        self.workload.start(self.contender, self.programs)
-        self.contender.ready(self.workload.pids())
+        try:
+            self.contender.prepare(self.programs)
+            self.workload.start(self.contender, self.programs)
+            self.contender.ready(self.workload.pids())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
         try:
-            self.workload.stop()
             self.programs.end_all()
             self.contender.finish()
-            self.group.end()
         finally:
+            self.group.end()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def sampler(self, interval=0.02):
@@ -134,7 +136,3 @@ def converge(tools, workload, contender, limits, keep=None):
         workload.check()
         result.checked = True
     return result
-
-
-def leftovers(folder="/tmp"):
-    return [n for n in os.listdir(folder) if n.startswith("samepage-scan-")]

@@ -5,7 +5,6 @@
     pids()                       of those whose memory counts
     load()                       one small round of what it is there for, checked
     check()                      all of its data is right, or Failed
-    stop()                       beyond what Programs does
 
 All data follows from numbers, so that each process can be asked at the end.
 """
@@ -29,9 +28,6 @@ class Workload:
         raise NotImplementedError
 
     def load(self):
-        pass
-
-    def stop(self):
         pass
 
 
