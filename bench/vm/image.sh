@@ -21,8 +21,13 @@ fail() {
 	exit 1
 }
 [ "$(uname -m)" = x86_64 ] || fail "guests for x86-64 only"
+# One that tests/real/packages.sh has unpacked does, too.
+PATH=$PATH:/usr/sbin:/sbin
+if ! command -v debootstrap >/dev/null && [ -n "${REAL_ROOT:-}" ]; then
+	PATH=$PATH:$REAL_ROOT/usr/sbin:$REAL_ROOT/bin
+	export DEBOOTSTRAP_DIR=$REAL_ROOT/usr/share/debootstrap
+fi
 for program in debootstrap mke2fs cc busybox apt-get dpkg-deb; do
-	command -v "$program" >/dev/null || PATH=$PATH:/usr/sbin:/sbin
 	command -v "$program" >/dev/null || fail "no $program"
 done
 
@@ -42,6 +47,14 @@ mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Pa
 	awk -v r="$release" '$2 == r { print $1; exit }')
 [ -n "$mirror" ] || fail "apt has no mirror of $release"
 
+mkdir -p "$folder"
+# The test and the benchmark may want it at the same time.
+exec 9>"$folder/lock"
+flock 9
+if [ -e "$image/complete" ]; then
+	echo "$image"
+	exit 0
+fi
 rm -rf "$folder"/[0-9a-f]???????????????
 work=$image.work
 mkdir -p "$work/debs"

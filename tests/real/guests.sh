@@ -11,14 +11,13 @@
 . "$(dirname "$0")/real.sh"
 real_start qemu-system-x86_64 cc busybox
 [ "$(uname -m)" = x86_64 ] || skip_all "guests for x86-64 only"
-command -v debootstrap >/dev/null || PATH=$PATH:$root/usr/sbin
-[ -d /usr/share/debootstrap ] || export DEBOOTSTRAP_DIR=$root/usr/share/debootstrap
+export REAL_ROOT=$root
 image=$("$here/../../bench/vm/image.sh" "${SAMEPAGE_BENCH_CACHE:-$root/../bench-cache}" 2>"$tmp/err") ||
 	skip_all "$(tail -n 1 "$tmp/err")"
 
 # The scanners run as `samepage run` lets them, whatever the other tests want.
 unset SAMEPAGE_SCAN
-export SAMEPAGE SAMEPAGE_SOCKET REAL_ROOT=$root
+export SAMEPAGE SAMEPAGE_SOCKET
 python3 "$here/guests.py" "$image" "$tmp" "$seconds" >"$tmp/guests.tap" 2>&1 </dev/null
 ended=$?
 while read -r result; do
