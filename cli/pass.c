@@ -16,6 +16,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "core/reason.h"
@@ -218,9 +219,13 @@ static void print_table(const struct cli_items *items, const struct sums *sum)
 	cli_table_free(t);
 }
 
-/* Those of --all hold for processes that are not there yet. */
+/*
+ * Those of --all hold for processes that are not there yet; a user's, as long as there is
+ * a domain of the user to remember it by.
+ */
 static void print_pause(const struct pass *p, const struct cli_items *items)
 {
+	bool coming = p->all && (geteuid() == 0 || items->end.domains > 0);
 	unsigned scanners = 0, done = 0;
 
 	for (unsigned i = 0; i < items->count; i++) {
@@ -229,8 +234,8 @@ static void print_pause(const struct pass *p, const struct cli_items *items)
 	}
 	if (p->op == CORE_WIRE_OP_RESUME)
 		printf("scanning goes on in %u processes%s\n", done,
-		       p->all ? ", and in those to come" : "");
-	else if (p->all)
+		       coming ? ", and in those to come" : "");
+	else if (coming)
 		printf("scanning pauses in %u processes, and in those to come: "
 		       "`samepage resume --all` ends that\n", done);
 	else if (p->op == CORE_WIRE_OP_PAUSE || scanners)

@@ -328,8 +328,9 @@ bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t 
 /* Lock held: did the program change something there since the regions were read? */
 bool proc_scan_touched(const struct proc_engine *e, uint64_t start, uint64_t end);
 void proc_scan_twin(struct scan_look *look, uint32_t i);
-/* After a commit in memory that is tracked. */
-void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* After a commit: what of [lo, hi) is still anonymous is tracked again. Lock held; then not. */
+void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi);
+void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */
 void proc_serve(struct proc_engine *e);

@@ -36,7 +36,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "proc/internal.h"
+#include "proc/scan.h"
 #include "sys/raw.h"
 
 #define BATCH 1024
@@ -330,7 +330,7 @@ static bool still_a_run(struct proc_engine *e, const struct proc_piece *p)
 
 	return !e->no_freeze && proc_mem_is_owned(p->start, p->end) &&
 	       !proc_scan_touched(e, p->start, p->end) && !proc_origin_any(p->start, p->end) &&
-	       sys_vma_query(e->maps_fd, p->start, 0, &v) == 0 && proc_vma_is_run(&v) &&
+	       scan_vma_at(e, p->start, &v) == 0 && v.start <= p->start && proc_vma_is_run(&v) &&
 	       v.prot == p->prot && v.end >= p->end;
 }
 

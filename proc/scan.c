@@ -8,7 +8,7 @@
  * chunk is due again.
  *
  * A chunk is due when the first of its waiting pages has waited long enough; one in which
- * nothing waits, after a time that doubles from look to look and starts anew when memory
+ * nothing waits, after a time that quadruples from look to look and starts anew when memory
  * is new or was merged.
  */
 #include "proc/scan.h"
@@ -92,7 +92,11 @@ void proc_scan_free(struct proc_engine *e)
 	e->scan = NULL;
 }
 
-/* What is known is about another store, or about another process. */
+/*
+ * What is known is about another store, or about another process. In a child of fork no
+ * system call may be made here that the program does not make itself, not even for the
+ * time: a filter may be in force by now.
+ */
 static void start_over(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
@@ -116,7 +120,6 @@ void proc_scan_forked(struct proc_engine *e)
 		return;
 	start_over(e);
 	memset(&s->n, 0, sizeof(s->n));
-	/* No system call here, not even for the time: a filter may be in force by now. */
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
 }
@@ -183,7 +186,8 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
 			.changed = look->seen[i] & SCAN_CHANGED,
-			.blind = !s->wp || (look->seen[i] & SCAN_HUGE),
+			/* News is no reason to hash all again. */
+			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
 		};
 		struct core_pages_group *group = seen.present ? scan_group_make(e, k, g)
 							      : scan_group(s, k, g);
@@ -239,9 +243,9 @@ static void schedule(struct proc_scan *s, struct scan_chunk *k, uint32_t now, ui
 	uint64_t idle;
 
 	if (busy)
-		k->idle = 0;
+		k->idle = 1;
 	else if (k->idle < IDLE_LATEST + (k->huge ? HUGE_LATER : 0))
-		k->idle++;
+		k->idle += 2;
 	if (k->huge)
 		most = most > UINT32_MAX >> HUGE_LATER ? most : most << HUGE_LATER;
 	idle = (uint64_t)s->set.first_msec << k->idle;

@@ -156,8 +156,10 @@ void scan_home(struct proc_engine *e);
 
 /* track.c */
 /* Register what is anonymous in [start, end) and protect it: changes count from here. */
-/* scan_arm(): internal.h */
+void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end);
 void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* The mapping at addr, or the next one: 0, -ENOENT, -errno. */
+int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v);
 /* Fill in look->seen. False: nothing changed, and nothing waits. */
 bool scan_see(struct proc_engine *e, struct scan_look *look);
 

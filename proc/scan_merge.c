@@ -34,9 +34,15 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	struct proc_scan *s = e->scan;
 	bool blind = !s->wp || (look->seen[i] & SCAN_HUGE);
 
+	struct core_pages_group *g = group_of(s, look, i);
+
 	s->n.pages_hashed++;
 	s->ring_used = true;
-	return core_page_hashed(group_of(s, look, i), IN_GROUP(i), e->work->tag[i], blind,
+	/* A huge page's first hash is believed: it is merged only where many others have the
+	 * same, and then it is compared anyway. */
+	if (blind && (look->seen[i] & SCAN_HUGE) && g->tag[IN_GROUP(i)] == 0)
+		blind = false;
+	return core_page_hashed(g, IN_GROUP(i), e->work->tag[i], blind,
 				&look->clock);
 }
 
@@ -220,7 +226,7 @@ static void commit(struct proc_engine *e, const struct scan_look *look, const st
 		struct sys_vma v;
 
 		if (g == s->regions || s->region[g].start > at ||
-		    sys_vma_query(e->maps_fd, at, 0, &v) < 0) {
+		    scan_vma_at(e, at, &v) < 0 || v.start > at) {
 			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
 			i = next_planned(e, i + 1);
 			continue;

@@ -19,6 +19,7 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 
+#include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/sys.h"
 
@@ -145,11 +146,24 @@ static intptr_t remap_unready(void *old, size_t old_bytes, size_t new_bytes, int
 	return ret;
 }
 
+/*
+ * The scanner's registrations cut what is one mapping otherwise. All other calls are
+ * refused there before anything is done; a move alone is begun (Linux 6.17), and what was
+ * moved before the refusal stays moved.
+ */
+static bool moves_only(const struct shim_range *from, size_t new_bytes, int flags)
+{
+	size_t page = sys_page_bytes();
+
+	return (flags & MREMAP_FIXED) &&
+	       ((new_bytes + page - 1) & ~(page - 1)) == from->end - from->start;
+}
+
 intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
 {
 	struct proc_mem_guard guard;
 	struct shim_range from, target;
-	bool known;
+	bool known, cut = proc_scan_watches(shim_engine());
 	intptr_t ret;
 
 	if (!shim_is_ready())
@@ -160,10 +174,15 @@ intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, vo
 	if (known && proc_origin_any(from.start, from.end) &&
 	    proc_mem_files_home(from.start, from.end) < 0)
 		ret = -ENOMEM;
-	else if (known && shim_page_aligned(old) && proc_mem_maybe_merged(from.start, from.end))
+	else if (known && shim_page_aligned(old) &&
+		 (proc_mem_maybe_merged(from.start, from.end) ||
+		  (cut && moves_only(&from, new_bytes, flags))))
 		ret = shim_remap_merged(&from, new_bytes, flags, to);
 	else
 		ret = sys->mremap(old, old_bytes, new_bytes, flags, to);
+	if (ret == -EFAULT && known && cut && shim_page_aligned(old) &&
+	    !moves_only(&from, new_bytes, flags))
+		ret = shim_remap_merged(&from, new_bytes, flags, to);
 	if (ret < 0 && ret >= -4095) {
 		if (known)
 			failed(&from, new_bytes, flags, to);

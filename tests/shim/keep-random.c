@@ -153,7 +153,8 @@ static void random_order(void)
 		}
 	}
 	printf("wrong %u\n", wrong);
-	if (with_samepage() && store_seen < 300) {
+	/* The scanner lets mappings that are in flux be. */
+	if (with_samepage() && store_seen < (getenv("KEEP_SCAN") ? 10 : 300)) {
 		fprintf(stderr, "only %zu merged pages seen\n", store_seen);
 		_exit(NEVER_MERGED);
 	}
