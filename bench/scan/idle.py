@@ -3,10 +3,11 @@
 
 The set is merged, then left alone until whoever watches has come to rest. CPU is counted
 over a window in which nothing happens. Then two processes of the set each write a page that
-was not there before, with the same content, one pair after the other; noticed is when both
-map one frame (or samepage's store), by pagemap. ksmd is given that pace at which it should
-notice as soon as samepage did: a page is merged in the second or third look after it came,
-so 1.5 times a scan's time after; what it took is measured like samepage's.
+was not there before, with the same content, one pair after the other, with a rest between
+them, for who has just found something looks more often; noticed is when both map one frame
+(or samepage's store), by pagemap. ksmd is given that pace at which it should notice as soon
+as samepage did: a page is merged in the second or third look after it came, so 1.5 times a
+scan's time after; what it took is measured like samepage's.
 """
 import os
 import random
@@ -80,10 +81,10 @@ def window(arm, watch, seconds, gib):
         watch.group_cpu = (group - own) / (seconds / 60) / gib
 
 
-def probe(workload, watch, count, patience):
+def probe(workload, watch, count, patience, apart):
     rng = random.Random(7)
     for k in range(count):
-        time.sleep(rng.uniform(0.3, 3.0))
+        time.sleep(rng.uniform(apart, apart * 1.5))
         seen = notice(workload, 4 * k, 777000 + k, patience)
         if seen is None:
             watch.missed += 1
@@ -105,7 +106,7 @@ def watch_arm(tools, workload, contender, limits, times):
             watch.pages_a_second = contender.pages
         time.sleep(times["rest"])
         window(arm, watch, times["window"], gib)
-        probe(workload, watch, times["pairs"], times["patience"])
+        probe(workload, watch, times["pairs"], times["patience"], times["apart"])
         workload.check()
     return watch
 
@@ -116,5 +117,7 @@ def idle(tools, workload, samepage, limits, times):
     if not ours.notice:
         raise Failed("samepage noticed none of the new pages")
     rate = workload.count * workload.pages / (ours.mean / 1.5)
-    times = dict(times, rest=min(times["rest"], 5), patience=max(times["patience"], ours.mean * 6))
+    # ksmd goes round and round: it needs no rest, only another moment each time.
+    times = dict(times, rest=min(times["rest"], 5), apart=min(times["apart"], 3),
+                 patience=max(times["patience"], ours.mean * 6))
     return ours, watch_arm(tools, workload, Paced(rate), limits, times)

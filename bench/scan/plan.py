@@ -16,7 +16,7 @@ class Plan:
         if quick:
             self.arms = [(Set(4, 64), some, 1), *guests,
                          (Workers(8, True, True), some, 1)]
-            self.idle = dict(rest=10, window=15, pairs=2, patience=20)
+            self.idle = dict(rest=15, window=12, pairs=2, patience=20, apart=10)
             self.idle_set = (4, 64)
             self.busy = dict(repeat=1, seconds=4, rate=3000, keys=30000, set=(2, 64))
             self.busy_contenders = some
@@ -27,7 +27,7 @@ class Plan:
                      (Workers(50, True, False), every, 1), (Workers(24, True, True), some, 1),
                      (Node(4, False), some, 1), (Node(4, True), some, 1),
                      (Redis(3, 60000), some, 1)]
-        self.idle = dict(rest=40, window=60, pairs=5, patience=60)
+        self.idle = dict(rest=40, window=60, pairs=5, patience=60, apart=20)
         self.idle_set = (4, 256)
         self.busy = dict(repeat=3, seconds=8, rate=4000, keys=60000, set=(4, 128))
         self.busy_contenders = every
