@@ -202,6 +202,37 @@ void core_page_gone(struct core_pages_group *g, unsigned i)
 	g->tag[i] = 0;
 }
 
+/* Of merged and broken pages nothing is reported: the bit is free. */
+static bool is_in_store(const struct core_pages_group *g, unsigned i)
+{
+	enum core_page_state state = core_page_state(g, i);
+
+	return state == CORE_PAGE_MERGED || state == CORE_PAGE_BROKEN;
+}
+
+void core_page_stays(struct core_pages_group *g, unsigned i)
+{
+	if (is_in_store(g, i))
+		g->state[i] |= REPORTED;
+}
+
+unsigned core_pages_sweep(struct core_pages_group *g)
+{
+	unsigned gone = 0;
+
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++) {
+		if (!is_in_store(g, i))
+			continue;
+		if (g->state[i] & REPORTED) {
+			g->state[i] &= (uint8_t)~REPORTED;
+		} else {
+			core_page_gone(g, i);
+			gone++;
+		}
+	}
+	return gone;
+}
+
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,
 			      const struct core_pages_clock *c)
 {

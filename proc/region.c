@@ -22,6 +22,7 @@
 #define COST_FACTOR 50u
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
+#define IDLE_LATEST 5u
 
 struct reading {
 	struct proc_engine *e;
@@ -43,6 +44,32 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
 			hi = mid;
 	}
 	return lo;
+}
+
+/*
+ * Only what we registered: before Linux 6.17 anybody's userfaultfd could end anybody's
+ * registration. What is cut out of the middle of a region takes the upper part along, until
+ * the regions are read again.
+ */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < s->regions; i++) {
+		struct scan_region g = s->region[i];
+
+		if (g.start < end && start < g.end) {
+			scan_disarm(e, g.start > start ? g.start : start, g.end < end ? g.end : end);
+			if (g.start < start)
+				g.end = start;
+			else
+				g.start = g.end < end ? g.end : end;
+		}
+		if (g.start < g.end)
+			s->region[kept++] = g;
+	}
+	s->regions = kept;
 }
 
 static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
@@ -104,6 +131,56 @@ static void take_owned(struct reading *r, const struct sys_vma *v)
 	} while (n == PROC_OWNED_MAX && owned[n - 1].end < v->end);
 }
 
+/* --- what was given up ------------------------------------------------------- */
+
+/* A mapping of the store: what is known as merged there is so still. */
+static void note_run(struct proc_scan *s, const struct sys_vma *v, uint32_t page_shift)
+{
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << page_shift, at = v->start;
+
+	while (at < v->end) {
+		uint64_t base = at & ~(size - 1), until = base + size < v->end ? base + size : v->end;
+		struct scan_chunk *k = scan_chunk_at(s, base);
+
+		for (; k && at < until; at += (uint64_t)1 << page_shift) {
+			uint32_t i = (uint32_t)((at - base) >> page_shift);
+			struct core_pages_group *g = scan_group(s, k, i / CORE_PAGES_GROUP);
+
+			if (g)
+				core_page_stays(g, i % CORE_PAGES_GROUP);
+		}
+		at = until;
+	}
+}
+
+/*
+ * Merged memory that was discarded or unmapped is not merged any more, and what comes there
+ * next is new. Chunks that lie in no region at all are looked at once more, and go.
+ */
+static void sweep(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t c = 0; c < s->chunks; c++) {
+		struct scan_chunk *k = &s->chunk[c];
+		uint32_t r = scan_region_after(s, k->base);
+		unsigned gone = 0;
+
+		if (k->pages[CORE_PAGE_MERGED] || k->pages[CORE_PAGE_BROKEN])
+			for (unsigned i = 0; i < SCAN_GROUPS; i++)
+				if (k->group[i])
+					gone += core_pages_sweep(scan_group(s, k, i));
+		if (r < s->regions && s->region[r].start < k->base + size && !gone)
+			continue;
+		k->looks = 0;
+		k->due_msec = now;
+	}
+}
+
+/* --- reading ---------------------------------------------------------- */
+
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
@@ -111,6 +188,8 @@ static int each(const struct sys_vma *v, void *arg)
 
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
+	if (run)
+		note_run(r->s, v, r->e->page_shift);
 	if (v->shared || !(v->anonymous || run) ||
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;
@@ -164,11 +243,13 @@ void scan_regions_read(struct proc_engine *e)
 	e->work_used = true;
 	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0)
 		s->regions = 0;
+	else
+		sweep(e);
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
 		s->regions_idle = 0;
-	else if (s->regions_idle < 8)
+	else if (s->regions_idle < IDLE_LATEST)
 		s->regions_idle++;
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);

@@ -161,7 +161,7 @@ void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	if (!e->scan || !e->scan->started)
 		return;
-	scan_disarm(e, start, end);
+	scan_regions_cut(e, start, end);
 	/* By what is known, not by address: the range may be all there is. Backwards, for
 	 * the last one takes the place of one that goes. */
 	for (uint32_t i = e->scan->chunks; i-- > 0;)

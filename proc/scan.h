@@ -145,6 +145,8 @@ uint64_t scan_bytes(const struct proc_scan *s);
 
 /* region.c */
 void scan_regions_read(struct proc_engine *e);
+/* The range is not ours any more: no region, not registered. */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end);
 /* First region that ends after addr; regions: none. */
 uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr);
 /* Chunks for memory that has become present where there was none. How many. */
