@@ -212,13 +212,13 @@ def main():
     if why:
         report.skipped.append("QEMU guests (" + " ".join(why) + ")")
     try:
-        if "arms" in args.parts:
-            run_arms(tools, plan, limits, args.only, report)
         if "idle" in args.parts:
             samepage = next(c for c in plan.busy_contenders if c.name == "samepage")
             report.idle = idle(tools, Set(*plan.idle_set), samepage, limits, plan.idle)
         if "busy" in args.parts and not is_missing(Busy(1, 1, 1).redis, report):
             run_busy(tools, plan, report)
+        if "arms" in args.parts:
+            run_arms(tools, plan, limits, args.only, report)
     except Failed as failure:
         report.skipped.append(f"what would have come next: {failure}")
     finally:
