@@ -28,7 +28,7 @@ from machine import PAGE, Failed, ksm, memfds, read, which
 from plan import Plan
 from report import Report, number, verdict
 from summary import MIB, Summary
-from workloads import Set
+from workloads import Redis, Set
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -170,8 +170,17 @@ def run_arms(tools, plan, limits, only, report):
                             if {"nothing", "ksmd", "samepage"} <= {x.contender for x in r}]
 
 
-def run_busy(tools, plan, report):
+def run_idle(tools, plan, limits, _, report):
+    samepage = next(c for c in plan.busy_contenders if c.name == "samepage")
+    report.idle = idle(tools, Set(*plan.idle_set), samepage, limits, plan.idle)
+    tell("idle: CPU ms a minute and GiB, seconds to notice: " + ", ".join(
+        f"{w.name} {w.cpu * 1e3:.1f}, {number(w.mean)}" for w in report.idle))
+
+
+def run_busy(tools, plan, _, __, report):
     b = plan.busy
+    if is_missing(Redis(1, 1), report):
+        return
     report.busy = {c.name: [] for c in plan.busy_contenders}
     for _ in range(b["repeat"]):
         for contender in plan.busy_contenders:
@@ -211,16 +220,15 @@ def main():
     report = Report(plan)
     if why:
         report.skipped.append("QEMU guests (" + " ".join(why) + ")")
+    parts = {"idle": run_idle, "busy": run_busy, "arms": run_arms}
     try:
-        if "idle" in args.parts:
-            samepage = next(c for c in plan.busy_contenders if c.name == "samepage")
-            report.idle = idle(tools, Set(*plan.idle_set), samepage, limits, plan.idle)
-        if "busy" in args.parts and not is_missing(Busy(1, 1, 1).redis, report):
-            run_busy(tools, plan, report)
-        if "arms" in args.parts:
-            run_arms(tools, plan, limits, args.only, report)
-    except Failed as failure:
-        report.skipped.append(f"what would have come next: {failure}")
+        for name, run in parts.items():
+            if name in args.parts:
+                try:
+                    run(tools, plan, limits, args.only, report)
+                except Failed as failure:
+                    report.skipped.append(f"{name}: {failure}")
+                    tell(f"{name}: {failure}")
     finally:
         if args.output:
             if plots.have():
