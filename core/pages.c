@@ -153,16 +153,19 @@ enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,
 bool core_page_hashed(struct core_pages_group *g, unsigned i, uint32_t tag, bool blind,
 		      const struct core_pages_clock *c)
 {
-	bool same = g->tag[i] == tag && tag != 0;
+	bool same = g->tag[i] == tag && tag != 0, first = g->tag[i] == 0;
+	unsigned level = core_page_level(g, i);
 
 	g->tag[i] = tag;
 	if (!same)
 		g->state[i] &= (uint8_t)~REPORTED;
 	if (same || !blind)
 		return true;
-	becomes_fresh(g, i,
-		      core_page_state(g, i) == CORE_PAGE_KNOWN ? level_after_change(g, i, c)
-							       : core_page_level(g, i), c);
+	/* Asked only after its wait: each change that is found counts. */
+	if (!first)
+		level = core_page_state(g, i) == CORE_PAGE_KNOWN ? level_after_change(g, i, c)
+								 : level_up(level, 1);
+	becomes_fresh(g, i, level, c);
 	return false;
 }
 
