@@ -134,11 +134,12 @@ class Report:
 
     def busy_text(self):
         rows, text = [], ""
+        busy = {name: runs for name, runs in self.busy.items() if runs}
         fields = ("p50_usec", "p99_usec", "p999_usec")
-        nothing = self.busy.get("nothing", [])
+        nothing = busy.get("nothing", [])
         for phase in PHASES:
             base = median(r[phase]["p99_usec"] for r in nothing) if nothing else None
-            for name, runs in self.busy.items():
+            for name, runs in busy.items():
                 p99 = [r[phase]["p99_usec"] for r in runs]
                 rows.append([f"{phase}: {name}",
                              *(number(median(r[phase][f] for r in runs), 0) for f in fields),
