@@ -129,7 +129,7 @@ def is_missing(workload, report):
 
 def undisturbed(tools, workload, contender, limits, report):
     """Once more where ksmd had to look at much memory of others (that of other tests)."""
-    for left in (2, 1, 0):
+    for left in (1, 0):
         result = converge(tools, workload, contender, limits, in_the_end)
         others = result.counters.get("others_pages", 0)
         if others <= 0.05 * result.before["anonymous"]:
