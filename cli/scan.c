@@ -55,7 +55,6 @@ void cli_scan_add(struct cli_scan *sum, const struct core_scan_counters *c)
 	ADD(huge_split);
 	ADD(huge_kept);
 	ADD(homecomings);
-	ADD(homecomings);
 	ADD(held_cpu);
 	ADD(held_maps);
 	ADD(cpu_usec);
@@ -106,7 +105,6 @@ struct json_object *cli_json_scan(const struct core_scan_counters *c)
 	FIELD(broken_soon);
 	FIELD(huge_split);
 	FIELD(huge_kept);
-	FIELD(homecomings);
 	FIELD(homecomings);
 	FIELD(held_cpu);
 	FIELD(held_maps);

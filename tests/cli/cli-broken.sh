@@ -55,6 +55,19 @@ try "$SAMEPAGE" status
 check "status, as text: status 0" status_is 0
 fake_end
 
+fake counts
+try "$SAMEPAGE" status --json
+check "status: each counter of scanners is summed once" json \
+	"[k for k in d['scan'] if k not in ('scanners', 'paused') and not k.endswith(('_mean',
+	'_per_page')) and d['scan'][k] != (min if k == 'full_scans' else max if k == 'stable_msec_max'
+	else sum)([p['scan'][k] for p in d['processes']])] == [] and len(d['scan']) > 25"
+fake_end
+
+fake many
+try timeout 60 "$SAMEPAGE" top --batch --count 2 --delay 0.1
+check "top: 2000 clients, none left out" [ "$(grep -c ' d[0-9]* .* unshared$' "$tmp/out")" = 4000 ]
+fake_end
+
 fake silent
 for command in 'merge --all' 'unmerge 1' 'status'; do
 	# shellcheck disable=SC2086

@@ -4,7 +4,8 @@
     fake-broker.py SOCKET WORD
 
 WORD: "names": one client, whose name is no UTF-8; "sums": two
-clients with the largest and smallest figures there are; "silent": answers the
+clients with the largest and smallest figures there are; "counts": two whose scanners
+counted something else in each counter; "many": 2000; "silent": answers the
 hello, then nothing; "full": listens, accepts nobody, and the backlog is full.
 
 Writes "listening" when it does; ends with its standard input.
@@ -37,13 +38,13 @@ def welcome(seq):
                                              *[0] * 8))
 
 
-def item(seq, pid, domain, comm, figure, vmas_added):
+def item(seq, pid, domain, comm, figure, vmas_added, scan=None):
     result = b"".join(struct.pack("=q" if i == VMAS_ADDED else "=Q",
                                   vmas_added if i == VMAS_ADDED else figure)
                       for i in range(RESULT))
     return packet(CTL_ITEM, seq, struct.pack("=iI64s64s", pid, os.getuid(), domain, comm)
                   + struct.pack("=iIII7Q", 0, 1, 1, 0, *[figure] * 7) + result + result
-                  + struct.pack(f"=II{SCAN}Q", 1, 0, *[figure] * SCAN))
+                  + struct.pack(f"=II{SCAN}Q", 1, 0, *(scan or [figure] * SCAN)))
 
 
 def end(seq, items, slots):
@@ -56,6 +57,13 @@ def answer(word, seq):
         return [item(seq, 1, b"d", b"\x1b[31m\"\\\xc3(\xe0\x80\xaf\xed\xa0\x80"
                      b"\xf4\x90\x80\x80\x80\xc3\xa4\xf0\x9f\x98\x80\xe2\x82", 1, 1),
                 end(seq, 1, 1)]
+    if word == "counts":
+        return [item(seq, 1, b"d", b"a", 1, 1, [1000 + i * i for i in range(SCAN)]),
+                item(seq, 2, b"d", b"b", 1, 1, [5000 + 7 * i for i in range(SCAN)]),
+                end(seq, 2, 5)]
+    if word == "many":
+        return [item(seq, i, b"d%d" % (i % 20), b"a", i, 1) for i in range(1, 2001)] \
+            + [end(seq, 2000, 5)]
     return [item(seq, 1, b"d", b"a", U64, S64_MIN), item(seq, 2, b"d", b"b", U64, S64_MIN),
             end(seq, 2, 5)]
 
