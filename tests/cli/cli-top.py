@@ -371,6 +371,8 @@ def test_resize(tap, world, top):
 
 def test_silent(tap, world, top):
     stopped = world.workers[0].pid
+    top.keys(" -")
+    tap.check("space and - at once", top.has("every 0.25 s"), top.shown())
     os.kill(stopped, signal.SIGSTOP)
     tap.check("a client that does not answer: so it says", top.has(rf"^ *{stopped} .*no answer"),
               top.shown())
@@ -409,7 +411,7 @@ def test_end(tap, world, top):
     top.keys("q")
     tap.check("q: status 0", top.end() == 0)
     tap.check("there it was no line editor's terminal", not before[3] & termios.ICANON)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         top = Top(world.env)
         top.has("^q quit")
         os.kill(top.pid, number)
