@@ -40,9 +40,9 @@ static const struct {
 	{ CORE_SCAN_SETTING_CPU, "99.9", 999 },	  { CORE_SCAN_SETTING_CPU, "100", 1000 },
 	{ CORE_SCAN_SETTING_CPU, "007.5", 75 },	  { CORE_SCAN_SETTING_MAPS, "1", 1 },
 	{ CORE_SCAN_SETTING_MAPS, "90", 90 },	  { CORE_SCAN_SETTING_FIRST, "10", 10 },
-	{ CORE_SCAN_SETTING_FIRST, "3600000", 3600000 },
-	{ CORE_SCAN_SETTING_MOST, "86400000", 86400000 },
-	{ CORE_SCAN_SETTING_HUGE, "1", 1 },	  { CORE_SCAN_SETTING_HUGE, "100", 100 },
+	{ CORE_SCAN_SETTING_FIRST, "60000", 60000 },
+	{ CORE_SCAN_SETTING_MOST, "3600000", 3600000 },
+	{ CORE_SCAN_SETTING_HUGE, "1", 1 },	  { CORE_SCAN_SETTING_HUGE, "101", 101 },
 	{ CORE_SCAN_SETTING_TRACKER, "auto", CORE_SCAN_TRACKER_AUTO },
 	{ CORE_SCAN_SETTING_TRACKER, "wp-async", CORE_SCAN_TRACKER_WP_ASYNC },
 	{ CORE_SCAN_SETTING_TRACKER, "checksum", CORE_SCAN_TRACKER_CHECKSUM },
@@ -63,9 +63,9 @@ static const struct {
 	{ CORE_SCAN_SETTING_CPU, "4294967306" },
 	{ CORE_SCAN_SETTING_MAPS, "0" },      { CORE_SCAN_SETTING_MAPS, "91" },
 	{ CORE_SCAN_SETTING_MAPS, "1.5" },    { CORE_SCAN_SETTING_FIRST, "9" },
-	{ CORE_SCAN_SETTING_FIRST, "3600001" }, { CORE_SCAN_SETTING_FIRST, "4294967306" },
-	{ CORE_SCAN_SETTING_MOST, "86400001" }, { CORE_SCAN_SETTING_HUGE, "0" },
-	{ CORE_SCAN_SETTING_HUGE, "101" },    { CORE_SCAN_SETTING_TRACKER, "" },
+	{ CORE_SCAN_SETTING_FIRST, "60001" }, { CORE_SCAN_SETTING_FIRST, "4294967306" },
+	{ CORE_SCAN_SETTING_MOST, "3600001" }, { CORE_SCAN_SETTING_HUGE, "0" },
+	{ CORE_SCAN_SETTING_HUGE, "102" },    { CORE_SCAN_SETTING_TRACKER, "" },
 	{ CORE_SCAN_SETTING_TRACKER, "checksums" }, { CORE_SCAN_SETTING_TRACKER, "check" },
 	{ CORE_SCAN_SETTING_TRACKER, "auto wp-async" }, { CORE_SCAN_SETTING_TRACKER, "AUTO" },
 	{ CORE_SCAN_SETTING_SCAN, "" },	      { CORE_SCAN_SETTING_SCAN, "yes" },
@@ -176,6 +176,25 @@ static void test_override_flags(void **state)
 		}
 }
 
+/* The shortest time between looks is no longer than the longest, defaults included. */
+static void test_fits(void **state)
+{
+	static const struct {
+		uint32_t first, most;
+		bool fits;
+	} cases[] = { { 0, 0, true },	     { 100, 100, true },  { 101, 100, false },
+		      { 10000, 0, true },    { 10001, 0, false }, { 0, 100, true },
+		      { 0, 99, false },	     { 60000, 3600000, true } };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct core_scan_config c = { .first_msec = cases[i].first,
+					      .most_msec = cases[i].most };
+
+		assert_int_equal(core_scan_config_fits(&c), cases[i].fits);
+	}
+}
+
 /* Each has a name, a variable and a text of its own, and they end within their room. */
 static void test_names(void **state)
 {
@@ -202,6 +221,7 @@ int main(void)
 		cmocka_unit_test(test_override),
 		cmocka_unit_test(test_override_flags),
 		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_fits),
 	};
 
 	return cmocka_run_group_tests_name("unit-scan-config", tests, NULL, NULL);
