@@ -79,6 +79,18 @@ for command in 'merge --all' 'unmerge 1' 'status'; do
 done
 fake_end
 
+fake older
+try "$SAMEPAGE" status
+check "a broker of another version: status 1" status_is 1
+check "a broker of another version: says so" err_has 'speaks another version of the protocol'
+try "$SAMEPAGE" run -- /bin/echo ran
+check "run, a broker of another version: the program runs, one line says why it is unmerged" \
+	sh -c 'grep -qx ran "$1/out" && [ "$(wc -l <"$1/err")" = 1 ] && grep -q "run: unmerged: " "$1/err"' sh "$tmp"
+try "$SAMEPAGE" check
+check "check, a broker of another version: it does not work" status_is 1
+check "check, a broker of another version: names no other reason" out_has '^Merging does not work: .*broker'
+fake_end
+
 fake full
 try timeout 60 "$SAMEPAGE" merge --all
 check "a broker that accepts nobody: status 1" status_is 1

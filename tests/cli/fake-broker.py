@@ -5,7 +5,8 @@
 
 WORD: "names": one client, whose name is no UTF-8; "sums": two
 clients with the largest and smallest figures there are; "counts": two whose scanners
-counted something else in each counter; "many": 2000; "silent": answers the
+counted something else in each counter; "many": 2000; "older": speaks another version
+of the protocol; "silent": answers the
 hello, then nothing; "full": listens, accepts nobody, and the backlog is full.
 
 Writes "listening" when it does; ends with its standard input.
@@ -18,7 +19,7 @@ import struct
 import sys
 
 MAGIC, VERSION = 0x47504D53, 2
-HELLO, CTL, WELCOME, CTL_ITEM, CTL_END = 1, 7, 64, 70, 71
+HELLO, CTL, WELCOME, ERROR, CTL_ITEM, CTL_END = 1, 7, 64, 65, 70, 71
 RESULT = 4 + 32 + 2 + 1 + 3  # 64 bit words of struct samepage_result
 VMAS_ADDED = 4 + 32 + 2
 # 64 bit words of struct core_scan_counters, behind two of 32; it grows now and then.
@@ -78,7 +79,10 @@ def serve(connection, word):
         if len(got) < 16:
             return
         _, _, kind, _, seq = struct.unpack("=IHHII", got[:16])
-        if kind == HELLO:
+        if kind == HELLO and word == "older":
+            connection.send(struct.pack("=IHHIIi200s", MAGIC, VERSION - 1, ERROR, 16 + 204, seq, -93,
+                                        b"this broker speaks another version"))
+        elif kind == HELLO:
             connection.send(welcome(seq))
         elif kind == CTL and word != "silent":
             for out in answer(word, seq):
