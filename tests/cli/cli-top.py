@@ -335,7 +335,7 @@ def test_screen(tap, world):
     tap.check("+: twice the delay", top.has("every 1 s"), top.shown())
     top.keys("-j\r")
     tap.check("j, Enter: details of the second", top.has(rf"^{pids[1]} python.*, domain \w+, scanning off")
-              and top.has("^pages_tracked"), top.shown())
+              and top.has("^PSS "), top.shown())
     tap.check("details: rows are left, keys too", len(rows_of(top.screen.text())) == 3
               and top.screen.text()[23].startswith("q quit"), top.shown())
     top.keys("d")
@@ -343,7 +343,7 @@ def test_screen(tap, world):
     tap.check("d: details of a domain", top.has(r"^domain \w+ of uid \d+, \d processes"), top.shown())
     top.keys("\t\r")
     tap.check("Tab, Enter: back", top.until(lambda t: sorted(rows_of(t)) == pids and
-                                            not any("pages_tracked" in x for x in t)), top.shown())
+                                            not any(x.startswith("PSS ") for x in t)), top.shown())
     top.keys("h")
     tap.check("h: help", top.has("any key +back"), top.shown())
     top.keys("x")
