@@ -30,8 +30,8 @@ static const struct core_scan_config defaults = {
 	.tracker = CORE_SCAN_TRACKER_WP_ASYNC,
 	.cpu_permille = 100,
 	.map_percent = 50,
-	.first_msec = 100,
-	.most_msec = 10000,
+	.first_msec = CORE_SCAN_FIRST_MSEC,
+	.most_msec = CORE_SCAN_MOST_MSEC,
 	.huge_percent = 12,
 };
 
