@@ -178,17 +178,6 @@ static int take_options(struct broker_config *c, int argc, char **argv, const ch
 	return 0;
 }
 
-static bool settings_fit(const struct broker_config *c)
-{
-	const struct core_scan_config *scan = &c->scan;
-
-	if (!scan->first_msec || !scan->most_msec || scan->first_msec <= scan->most_msec)
-		return true;
-	fprintf(stderr, "samepaged: scan_first_msec (%u) is more than scan_most_msec (%u)\n",
-		(unsigned)scan->first_msec, (unsigned)scan->most_msec);
-	return false;
-}
-
 /* Returns 0 to go on, 1 when all is done, -1 when something is wrong. */
 int broker_options(struct broker_config *c, int argc, char **argv)
 {
@@ -200,9 +189,14 @@ int broker_options(struct broker_config *c, int argc, char **argv)
 	if (r != 0)
 		return r;
 	defaults(c);
-	if (!broker_settings_read(c, config) || take_options(c, argc, argv, &config) != 0 ||
-	    !settings_fit(c))
+	if (!broker_settings_read(c, config) || take_options(c, argc, argv, &config) != 0)
 		return -1;
+	if (!core_scan_config_fits(&c->scan)) {
+		fprintf(stderr, "samepaged: scan_first_msec (%u) is more than scan_most_msec (%u)\n",
+			(unsigned)(c->scan.first_msec ?: CORE_SCAN_FIRST_MSEC),
+			(unsigned)(c->scan.most_msec ?: CORE_SCAN_MOST_MSEC));
+		return -1;
+	}
 	if (c->on_demand && c->idle_exit_usec == BROKER_NEVER)
 		c->idle_exit_usec = 5 * BROKER_SECOND_USEC;
 	fill_in_quotas(c);

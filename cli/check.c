@@ -97,12 +97,18 @@ static bool present(const struct check *c, const struct feature *f)
 	return *(const bool *)((const char *)&c->have + f->offset);
 }
 
+/* What listens is of no use, and nobody starts another one beside it. */
+static bool in_the_way(const struct check *c)
+{
+	return c->broker_err && c->broker_err != -ENOENT && c->broker_err != -ECONNREFUSED;
+}
+
 static bool works(const struct check *c)
 {
 	for (size_t i = 0; i < FEATURES; i++)
 		if (features[i].need == NEEDED && !present(c, &features[i]))
 			return false;
-	return c->freeze_err == 0 || c->lent;
+	return (c->freeze_err == 0 || c->lent) && !in_the_way(c);
 }
 
 static void gather(struct check *c)
@@ -137,6 +143,8 @@ static const char *verdict(const struct check *c)
 	for (size_t i = 0; i < FEATURES; i++)
 		if (features[i].need == NEEDED && !present(c, &features[i]))
 			return "does not work: the kernel (or a seccomp profile) lacks what is needed";
+	if (in_the_way(c))
+		return "does not work: with the broker that listens there is no sharing";
 	return "does not work: no userfaultfd that can stop every writer";
 }
 

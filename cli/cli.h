@@ -160,6 +160,7 @@ struct cli_scan {
 };
 
 void cli_scan_add(struct cli_scan *sum, const struct core_scan_counters *c);
+uint64_t cli_scan_aside(const struct core_scan_counters *c);
 const char *cli_scan_state(const struct core_scan_counters *c);
 double cli_ratio(uint64_t part, uint64_t whole); /* 0 of nothing */
 struct json_object *cli_json_scan(const struct core_scan_counters *c);

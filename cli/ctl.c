@@ -193,7 +193,11 @@ void cli_broker_reason(const struct cli_broker *b, int err, char *buf, size_t by
 	else if (err == -EACCES)
 		snprintf(buf, bytes, "no permission to connect to the broker at %s: "
 				     "ask whoever runs it, or set SAMEPAGE_SOCKET", b->path);
-	else if (err == -EPROTO || err == -EPROTONOSUPPORT)
+	else if (err == -EPROTONOSUPPORT)
+		snprintf(buf, bytes, "the broker at %s speaks another version of the protocol than "
+			 "this program (%s): restart samepaged, if it is the older one", b->path,
+			 SAMEPAGE_VERSION);
+	else if (err == -EPROTO)
 		snprintf(buf, bytes, "what listens on %s is no broker of this version (%s): "
 				     "restart samepaged", b->path, SAMEPAGE_VERSION);
 	else if (err == -ETIMEDOUT && b->silent_sec)

@@ -221,11 +221,12 @@ static void print_table(const struct cli_items *items, const struct sums *sum)
 
 /*
  * Those of --all hold for processes that are not there yet; a user's, as long as there is
- * a domain of the user to remember it by.
+ * a domain of the user to remember it by. (Without a client there is one, too, for a
+ * moment: this command's.)
  */
 static void print_pause(const struct pass *p, const struct cli_items *items)
 {
-	bool coming = p->all && (geteuid() == 0 || items->end.domains > 0);
+	bool coming = p->all && (geteuid() == 0 || items->count > 0);
 	unsigned scanners = 0, done = 0;
 
 	for (unsigned i = 0; i < items->count; i++) {

@@ -37,6 +37,7 @@ struct run {
 	bool start_broker;
 	const char *socket_path; /* NULL: the usual places */
 	const char *scan[CORE_SCAN_SETTINGS]; /* NULL: of the environment */
+	struct core_scan_config scan_config;  /* what these say */
 	char **command;
 };
 
@@ -89,10 +90,8 @@ static bool set_option(struct run *r, int c, const char *arg)
 
 static bool set_scan(struct run *r, enum core_scan_setting setting, const char *arg)
 {
-	struct core_scan_config unused = { 0 };
-
 	r->scan[setting] = arg;
-	return core_scan_setting_set(&unused, setting, arg);
+	return core_scan_setting_set(&r->scan_config, setting, arg);
 }
 
 #define SCAN(name, setting) { name, required_argument, NULL, OPT_SCAN + (setting) }
@@ -146,6 +145,10 @@ static int parse(struct run *r, int argc, char **argv)
 					       : c == 'l' ? "--layout (private or shared)"
 					       : "--broker (auto, none or an absolute path)");
 	}
+	/* Of one alone the broker may have the other. */
+	if (r->scan[CORE_SCAN_SETTING_FIRST] && r->scan[CORE_SCAN_SETTING_MOST] &&
+	    !core_scan_config_fits(&r->scan_config))
+		return cli_usage_error("run", "--scan-first-msec is more than --scan-most-msec");
 	if (optind == argc)
 		return cli_usage_error("run", "which program?");
 	r->command = argv + optind;

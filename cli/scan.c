@@ -55,7 +55,6 @@ void cli_scan_add(struct cli_scan *sum, const struct core_scan_counters *c)
 	ADD(huge_split);
 	ADD(huge_kept);
 	ADD(homecomings);
-	ADD(homecomings);
 	ADD(held_cpu);
 	ADD(held_maps);
 	ADD(cpu_usec);
@@ -73,6 +72,15 @@ double cli_ratio(uint64_t part, uint64_t whole)
 static uint64_t watched(const struct core_scan_counters *c)
 {
 	return cli_sum(c->pages_tracked_now, c->pages_merged_now);
+}
+
+/* The rest of what is watched: nobody knows whether it would merge. */
+uint64_t cli_scan_aside(const struct core_scan_counters *c)
+{
+	uint64_t known = cli_sum(cli_sum(c->pages_unshared_now, c->pages_volatile_now),
+				 c->pages_waiting_now);
+
+	return c->pages_tracked_now > known ? c->pages_tracked_now - known : 0;
 }
 
 /* JSON -------------------------------------------------------------------- */
@@ -93,6 +101,7 @@ struct json_object *cli_json_scan(const struct core_scan_counters *c)
 	NOW(pages_unshared);
 	NOW(pages_volatile);
 	NOW(pages_waiting);
+	cli_json_u64(o, "pages_aside", cli_scan_aside(c));
 	FIELD(full_scans);
 	FIELD(pages_scanned);
 	FIELD(pages_skipped);
@@ -106,7 +115,6 @@ struct json_object *cli_json_scan(const struct core_scan_counters *c)
 	FIELD(broken_soon);
 	FIELD(huge_split);
 	FIELD(huge_kept);
-	FIELD(homecomings);
 	FIELD(homecomings);
 	FIELD(held_cpu);
 	FIELD(held_maps);
@@ -160,6 +168,7 @@ void cli_print_scan_counters(FILE *out, const struct core_scan_counters *c)
 	pages_line(out, "pages_unshared", c->pages_unshared_now, "nobody has the same");
 	pages_line(out, "pages_volatile", c->pages_volatile_now, "left alone: they keep changing");
 	pages_line(out, "pages_waiting", c->pages_waiting_now, "changed or new, not yet still");
+	pages_line(out, "pages_aside", cli_scan_aside(c), "pinned, shared by fork, or broken");
 	fprintf(out, "full_scans %llu: pages_scanned %llu, pages_skipped %llu\n", n(c->full_scans),
 		n(c->pages_scanned), n(c->pages_skipped));
 	fprintf(out, "pages_changed %llu, pages_hashed %llu, pages_candidate %llu\n",

@@ -24,6 +24,7 @@
 #define AGAIN_USEC UINT64_C(1000000) /* between looks for a broker */
 #define SILENT_USEC (CLI_TIMEOUT_SEC * UINT64_C(1000000))
 #define WIDTH 100 /* of --batch */
+#define DRAW_USEC UINT64_C(100000) /* thousands of answers are not thousands of drawings */
 
 /* What clients say ----------------------------------------------------------- */
 
@@ -198,8 +199,8 @@ static int go_on(struct top *t)
 	return -ETIMEDOUT;
 }
 
-/* Until something is to be done, but not for ever. */
-static void wait_for(struct top *t, const struct top_screen *screen)
+/* Until something is to be done, but not for ever. True: a key, or a signal. */
+static bool wait_for(struct top *t, const struct top_screen *screen)
 {
 	struct pollfd p[2] = { { .fd = screen->fd, .events = POLLIN },
 			       { .fd = t->asking ? t->b.fd : -1, .events = POLLIN } };
@@ -207,13 +208,16 @@ static void wait_for(struct top *t, const struct top_screen *screen)
 
 	if (!t->asking)
 		msec = t->next_usec > now ? (t->next_usec - now) / 1000 + 1 : 0;
-	poll(p, 2, (int)(msec > 1000 ? 1000 : msec));
+	if (poll(p, 2, (int)(msec > 1000 ? 1000 : msec)) < 0)
+		return true;
 	t->quit |= (p[0].revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+	return p[0].revents != 0;
 }
 
 static bool watch(struct top *t, const struct top_screen *screen)
 {
-	bool lasting = screen->fd >= 0;
+	bool lasting = screen->fd >= 0, touched = true;
+	uint64_t draw_usec = 0;
 	int err;
 
 	while (!t->quit) {
@@ -226,11 +230,13 @@ static bool watch(struct top *t, const struct top_screen *screen)
 			lost(t, err);
 		if (err < 0 && !lasting)
 			return false;
-		if (lasting || err == 1)
+		if (err || (lasting && (touched || sys_now_usec() >= draw_usec))) {
 			screen->draw(t);
+			draw_usec = sys_now_usec() + DRAW_USEC;
+		}
 		if (err == 1 && t->rounds_done == t->rounds_max)
 			break;
-		wait_for(t, screen);
+		touched = wait_for(t, screen);
 		if (lasting)
 			screen->input(t);
 	}

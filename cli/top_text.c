@@ -88,7 +88,7 @@ static int by_pages(const void *a, const void *b)
 	return x->pages == y->pages ? 0 : x->pages < y->pages ? 1 : -1;
 }
 
-#define REASONS_MAX (3 + SAMEPAGE_REASON_COUNT)
+#define REASONS_MAX (4 + SAMEPAGE_REASON_COUNT)
 
 /* Why pages are not merged, the largest first: as the scanner sees it now, or the last pass. */
 static unsigned reasons_of(const struct top_row *row, struct reason *list)
@@ -100,6 +100,7 @@ static unsigned reasons_of(const struct top_row *row, struct reason *list)
 		list[n++] = (struct reason){ "unshared", c->pages_unshared_now };
 		list[n++] = (struct reason){ "volatile", c->pages_volatile_now };
 		list[n++] = (struct reason){ "waiting", c->pages_waiting_now };
+		list[n++] = (struct reason){ "aside", cli_scan_aside(c) };
 	} else {
 		for (unsigned i = 0; i < SAMEPAGE_REASON_COUNT; i++)
 			list[n++] = (struct reason){ core_reason_name(i),
@@ -419,9 +420,12 @@ char *top_details(const struct top_row *row)
 	fprintf(out, "\nPSS %.1f MiB, in reach %.1f, zero pages %.1f ever; our own %.1f MiB\n",
 		cli_mib(r->pss_after_bytes), cli_pages_mib(r->pages_owned),
 		cli_pages_mib(r->zero_pages), cli_mib(r->own_bytes));
-	cli_print_scan_counters(out, &r->scan);
-	all_reasons(row, line, sizeof(line));
-	fprintf(out, "%s\n", line);
+	if (r->scan.tracker) {
+		cli_print_scan_counters(out, &r->scan);
+	} else {
+		all_reasons(row, line, sizeof(line));
+		fprintf(out, "%s\n", line);
+	}
 	if (fclose(out) != 0) {
 		free(text);
 		return NULL;

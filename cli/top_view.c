@@ -234,13 +234,13 @@ static void sort_by(struct top *t, int step)
 static void change_delay(struct top *t, double times)
 {
 	double delay = t->delay_sec * times;
-	uint64_t now_next;
+	uint64_t was_usec = (uint64_t)(t->delay_sec * 1e6);
 
 	if (delay < 0.1 || delay > 3600)
 		return;
-	now_next = t->next_usec - (uint64_t)(t->delay_sec * 1e6);
 	t->delay_sec = delay;
-	t->next_usec = now_next + (uint64_t)(delay * 1e6);
+	if (t->next_usec > was_usec) /* else it is due anyway */
+		t->next_usec += (uint64_t)(delay * 1e6) - was_usec;
 }
 
 static void select_by(int steps)
@@ -376,6 +376,7 @@ int top_view_open(struct top_screen *screen, const char **why)
 		return -ENOTTY;
 	}
 	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGQUIT, &action, NULL); /* Ctrl-\, which would leave the terminal as it is */
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGHUP, &action, NULL);
 	cbreak();

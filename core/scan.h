@@ -20,11 +20,13 @@ struct core_scan_config {
 	uint32_t tracker;      /* enum core_scan_tracker */
 	uint32_t cpu_permille; /* of one core, averaged over a minute (default 100) */
 	uint32_t map_percent;  /* of vm.max_map_count that a process may have (default 50) */
-	uint32_t first_msec;   /* shortest time between looks at a range (default 100) */
-	uint32_t most_msec;    /* longest (default 10000) */
+	uint32_t first_msec;   /* shortest time between looks at a range */
+	uint32_t most_msec;    /* longest */
 	uint32_t huge_percent; /* a huge page is split if so much of it merges (default 12) */
 	uint32_t reserved;
 };
+#define CORE_SCAN_FIRST_MSEC 100u /* the defaults */
+#define CORE_SCAN_MOST_MSEC 10000u
 #define CORE_SCAN_OFF 0x1u /* merge only when asked to */
 #define CORE_SCAN_ON 0x2u  /* a program's own wish, against CORE_SCAN_OFF of the broker */
 

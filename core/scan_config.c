@@ -121,6 +121,12 @@ bool core_scan_setting_set(struct core_scan_config *c, enum core_scan_setting se
 	}
 }
 
+bool core_scan_config_fits(const struct core_scan_config *c)
+{
+	return (c->first_msec ? c->first_msec : CORE_SCAN_FIRST_MSEC) <=
+	       (c->most_msec ? c->most_msec : CORE_SCAN_MOST_MSEC);
+}
+
 void core_scan_config_override(struct core_scan_config *c, const struct core_scan_config *from)
 {
 	if (from->flags & (CORE_SCAN_ON | CORE_SCAN_OFF))

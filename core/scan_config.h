@@ -29,6 +29,8 @@ const char *core_scan_setting_allowed(enum core_scan_setting setting);
 /* False: the text is not allowed, and nothing has changed. */
 bool core_scan_setting_set(struct core_scan_config *c, enum core_scan_setting setting,
 			   const char *text);
+/* The shortest time is no longer than the longest, defaults for what is not set. */
+bool core_scan_config_fits(const struct core_scan_config *c);
 /* Settings of `from` that are not the default replace those of c. */
 void core_scan_config_override(struct core_scan_config *c, const struct core_scan_config *from);
 

@@ -30,8 +30,8 @@ static const struct core_scan_config defaults = {
 	.tracker = CORE_SCAN_TRACKER_WP_ASYNC,
 	.cpu_permille = 100,
 	.map_percent = 50,
-	.first_msec = 100,
-	.most_msec = 10000,
+	.first_msec = CORE_SCAN_FIRST_MSEC,
+	.most_msec = CORE_SCAN_MOST_MSEC,
 	.huge_percent = 12,
 };
 
@@ -220,6 +220,9 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 
 		if (!group)
 			continue;
+		/* No longer watched: refused, or somebody else's. */
+		if (!(look->seen[i] & SCAN_INSIDE))
+			core_page_gone(group, i % CORE_PAGES_GROUP);
 		if (core_page_look(group, i % CORE_PAGES_GROUP, &seen, &look->clock, &look->sum) ==
 		    CORE_PAGE_HASH) {
 			look->want[i] = SCAN_HASH;
@@ -559,6 +562,8 @@ void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
 		const struct scan_chunk *k = &s->chunk[i];
 
 		n->pages_merged_now += k->pages[CORE_PAGE_MERGED];
+		if (s->paused) /* then nothing is watched */
+			continue;
 		n->pages_unshared_now += k->pages[CORE_PAGE_KNOWN];
 		n->pages_volatile_now += k->volatile_pages;
 		n->pages_waiting_now += k->pages[CORE_PAGE_FRESH] - k->volatile_pages;

@@ -61,6 +61,7 @@ enum {
 	SCAN_CHANGED = 2,
 	SCAN_HUGE = 4,
 	SCAN_SWAPPED = 8,
+	SCAN_INSIDE = 16, /* of a region */
 };
 
 struct scan_look {

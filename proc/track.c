@@ -213,6 +213,13 @@ static void see_present(struct proc_engine *e, struct scan_look *look, uint64_t 
 	}
 }
 
+static void mark_inside(struct proc_engine *e, struct scan_look *look, uint64_t start,
+			uint64_t end)
+{
+	for (uint32_t p = page_of(e, look->chunk, start); p < page_of(e, look->chunk, end); p++)
+		look->seen[p] |= SCAN_INSIDE;
+}
+
 static bool something_waits(const struct proc_engine *e, const struct scan_chunk *k)
 {
 	return !e->scan->wp || k->looks <= 1 || k->news || k->huge || k->pages[CORE_PAGE_FRESH] ||
@@ -242,9 +249,10 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 			uint64_t from = g->start > k->base ? g->start : k->base;
 			uint64_t until = g->end < end ? g->end : end;
 
-			if (present)
+			if (present) {
+				mark_inside(e, look, from, until);
 				see_present(e, look, from, until);
-			else if (s->wp && !all_merged(k))
+			} else if (s->wp && !all_merged(k))
 				changed |= protect(e, look, from, until);
 		}
 		if (!present && !changed && !something_waits(e, k))

@@ -237,6 +237,11 @@ static void test_wrong_otherwise(void **state)
 	write_file("scan_first_msec = 2000\n", 23);
 	refused(options, said, sizeof(said));
 	assert_non_null(strstr(said, "scan_first_msec (2000) is more than scan_most_msec (1000)"));
+	/* Also with the default of the other. */
+	refused("--config /dev/null --scan-most-msec 50", said, sizeof(said));
+	assert_non_null(strstr(said, "scan_first_msec (100) is more than scan_most_msec (50)"));
+	refused("--config /dev/null --scan-first-msec 20000", said, sizeof(said));
+	assert_non_null(strstr(said, "scan_first_msec (20000) is more than scan_most_msec (10000)"));
 	refused("--config /dev/null --scan-cpu-percent x", said, sizeof(said));
 	assert_non_null(strstr(said, "--scan-cpu-percent: bad value x; allowed: 0.1 to 100"));
 }

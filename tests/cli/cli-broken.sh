@@ -55,6 +55,19 @@ try "$SAMEPAGE" status
 check "status, as text: status 0" status_is 0
 fake_end
 
+fake counts
+try "$SAMEPAGE" status --json
+check "status: each counter of scanners is summed once" json \
+	"[k for k in d['scan'] if k not in ('scanners', 'paused') and not k.endswith(('_mean',
+	'_per_page')) and d['scan'][k] != (min if k == 'full_scans' else max if k == 'stable_msec_max'
+	else sum)([p['scan'][k] for p in d['processes']])] == [] and len(d['scan']) > 25"
+fake_end
+
+fake many
+try timeout 60 "$SAMEPAGE" top --batch --count 2 --delay 0.1
+check "top: 2000 clients, none left out" [ "$(grep -c ' d[0-9]* .* unshared$' "$tmp/out")" = 4000 ]
+fake_end
+
 fake silent
 for command in 'merge --all' 'unmerge 1' 'status'; do
 	# shellcheck disable=SC2086
@@ -64,6 +77,18 @@ for command in 'merge --all' 'unmerge 1' 'status'; do
 	check "$command, a silent broker: names time and cure" \
 		err_has 'said nothing for 1 s: .*restart samepaged$'
 done
+fake_end
+
+fake older
+try "$SAMEPAGE" status
+check "a broker of another version: status 1" status_is 1
+check "a broker of another version: says so" err_has 'speaks another version of the protocol'
+try "$SAMEPAGE" run -- /bin/echo ran
+check "run, a broker of another version: the program runs, one line says why it is unmerged" \
+	sh -c 'grep -qx ran "$1/out" && [ "$(wc -l <"$1/err")" = 1 ] && grep -q "run: unmerged: " "$1/err"' sh "$tmp"
+try "$SAMEPAGE" check
+check "check, a broker of another version: it does not work" status_is 1
+check "check, a broker of another version: names no other reason" out_has '^Merging does not work: .*broker'
 fake_end
 
 fake full

@@ -124,7 +124,27 @@ check "status of no client: sums all the same" json "d['pages_shared'] == 0"
 
 if ! "$SAMEPAGE" check >/dev/null; then
 	skip "merging" "samepage check: does not work here"
-	finish
+	
+# A user's word is kept by the user's domains: without any, nothing is promised.
+in_path=$(dirname "$SAMEPAGE")
+if [ "$(id -u)" -ne 0 ] || ! "${other[@]}" test -x "$in_path"; then
+	skip "a user without clients" "needs root, and folders open to others"
+else
+	mkfifo "$tmp/ready"
+	chmod 755 "$tmp"
+	"$SAMEPAGED" --config /dev/null --linger 1 --ready-fd 6 6>"$tmp/ready" 2>/dev/null &
+	pid=$!
+	head -c 1 "$tmp/ready" >/dev/null
+	other=(setpriv --reuid 4711 --regid 4711 --clear-groups)
+	try "${other[@]}" "$SAMEPAGE" pause --all
+	check "pause --all of a user without clients: status 0" status_is 0
+	check "pause --all of a user without clients: promises nothing" sh -c '! grep -q "to come" "$1"' sh "$tmp/out"
+	try "$SAMEPAGE" pause --all
+	check "pause --all of root: is for those to come" out_has 'in 0 processes, and in those to come'
+	kill "$pid"
+	wait "$pid" 2>/dev/null
+fi
+finish
 fi
 program='import mmap, random, sys
 keep = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

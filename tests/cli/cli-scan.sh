@@ -73,6 +73,9 @@ check "status: both scan" json "d['scan']['scanners'] == 2 and d['scan']['paused
 check "status: merged by the scanners, in time" json "d['scan']['pages_merged'] > 2 * $pages * 9 // 10
 	and d['scan']['pages_promoted'] >= $pages * 9 // 10 and 0 < d['scan']['stable_msec_mean']
 	<= d['scan']['stable_msec_max']"
+check "status: what is watched and not merged adds up" json \
+	"all(s['pages_tracked'] == sum(s['pages_' + k] for k in ('unshared', 'volatile', 'waiting',
+	'aside')) for s in [d['scan']] + [p['scan'] for p in d['processes']])"
 check "status: what is saved is more than it costs" json "d['general_profit'] > 0"
 check "status: records of at most 12 bytes a page" json \
 	"0 < d['scan']['metadata_bytes_per_page'] <= 12"

@@ -335,7 +335,7 @@ def test_screen(tap, world):
     tap.check("+: twice the delay", top.has("every 1 s"), top.shown())
     top.keys("-j\r")
     tap.check("j, Enter: details of the second", top.has(rf"^{pids[1]} python.*, domain \w+, scanning off")
-              and top.has("^pages_tracked"), top.shown())
+              and top.has("^PSS "), top.shown())
     tap.check("details: rows are left, keys too", len(rows_of(top.screen.text())) == 3
               and top.screen.text()[23].startswith("q quit"), top.shown())
     top.keys("d")
@@ -343,7 +343,7 @@ def test_screen(tap, world):
     tap.check("d: details of a domain", top.has(r"^domain \w+ of uid \d+, \d processes"), top.shown())
     top.keys("\t\r")
     tap.check("Tab, Enter: back", top.until(lambda t: sorted(rows_of(t)) == pids and
-                                            not any("pages_tracked" in x for x in t)), top.shown())
+                                            not any(x.startswith("PSS ") for x in t)), top.shown())
     top.keys("h")
     tap.check("h: help", top.has("any key +back"), top.shown())
     top.keys("x")
@@ -371,6 +371,8 @@ def test_resize(tap, world, top):
 
 def test_silent(tap, world, top):
     stopped = world.workers[0].pid
+    top.keys(" -")
+    tap.check("space and - at once", top.has("every 0.25 s"), top.shown())
     os.kill(stopped, signal.SIGSTOP)
     tap.check("a client that does not answer: so it says", top.has(rf"^ *{stopped} .*no answer"),
               top.shown())
@@ -409,7 +411,7 @@ def test_end(tap, world, top):
     top.keys("q")
     tap.check("q: status 0", top.end() == 0)
     tap.check("there it was no line editor's terminal", not before[3] & termios.ICANON)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         top = Top(world.env)
         top.has("^q quit")
         os.kill(top.pid, number)

@@ -117,6 +117,9 @@ for bad in '--scan maybe' '--scan-cpu-percent 0' '--scan-cpu-percent 0.05' '--sc
 	check "run $bad: status 2" status_is 2
 	check "run $bad: names option and values" err_has "is no value for ${bad% *} ("
 done
+try "$SAMEPAGE" run --scan-first-msec 2000 --scan-most-msec 1000 -- true
+check "run, the first look later than the last: status 2" status_is 2
+check "run, the first look later than the last: says so" err_has 'first-msec is more than --scan-most-msec'
 try "$SAMEPAGE" run --broker none --layout shared -- true
 check "--layout shared without a broker runs the program" status_is 0
 check "--layout shared without a broker says private" err_has 'private layout: '

@@ -4,7 +4,9 @@
     fake-broker.py SOCKET WORD
 
 WORD: "names": one client, whose name is no UTF-8; "sums": two
-clients with the largest and smallest figures there are; "silent": answers the
+clients with the largest and smallest figures there are; "counts": two whose scanners
+counted something else in each counter; "many": 2000; "older": speaks another version
+of the protocol; "silent": answers the
 hello, then nothing; "full": listens, accepts nobody, and the backlog is full.
 
 Writes "listening" when it does; ends with its standard input.
@@ -17,7 +19,7 @@ import struct
 import sys
 
 MAGIC, VERSION = 0x47504D53, 2
-HELLO, CTL, WELCOME, CTL_ITEM, CTL_END = 1, 7, 64, 70, 71
+HELLO, CTL, WELCOME, ERROR, CTL_ITEM, CTL_END = 1, 7, 64, 65, 70, 71
 RESULT = 4 + 32 + 2 + 1 + 3  # 64 bit words of struct samepage_result
 VMAS_ADDED = 4 + 32 + 2
 # 64 bit words of struct core_scan_counters, behind two of 32; it grows now and then.
@@ -37,13 +39,13 @@ def welcome(seq):
                                              *[0] * 8))
 
 
-def item(seq, pid, domain, comm, figure, vmas_added):
+def item(seq, pid, domain, comm, figure, vmas_added, scan=None):
     result = b"".join(struct.pack("=q" if i == VMAS_ADDED else "=Q",
                                   vmas_added if i == VMAS_ADDED else figure)
                       for i in range(RESULT))
     return packet(CTL_ITEM, seq, struct.pack("=iI64s64s", pid, os.getuid(), domain, comm)
                   + struct.pack("=iIII7Q", 0, 1, 1, 0, *[figure] * 7) + result + result
-                  + struct.pack(f"=II{SCAN}Q", 1, 0, *[figure] * SCAN))
+                  + struct.pack(f"=II{SCAN}Q", 1, 0, *(scan or [figure] * SCAN)))
 
 
 def end(seq, items, slots):
@@ -56,6 +58,13 @@ def answer(word, seq):
         return [item(seq, 1, b"d", b"\x1b[31m\"\\\xc3(\xe0\x80\xaf\xed\xa0\x80"
                      b"\xf4\x90\x80\x80\x80\xc3\xa4\xf0\x9f\x98\x80\xe2\x82", 1, 1),
                 end(seq, 1, 1)]
+    if word == "counts":
+        return [item(seq, 1, b"d", b"a", 1, 1, [1000 + i * i for i in range(SCAN)]),
+                item(seq, 2, b"d", b"b", 1, 1, [5000 + 7 * i for i in range(SCAN)]),
+                end(seq, 2, 5)]
+    if word == "many":
+        return [item(seq, i, b"d%d" % (i % 20), b"a", i, 1) for i in range(1, 2001)] \
+            + [end(seq, 2000, 5)]
     return [item(seq, 1, b"d", b"a", U64, S64_MIN), item(seq, 2, b"d", b"b", U64, S64_MIN),
             end(seq, 2, 5)]
 
@@ -70,7 +79,10 @@ def serve(connection, word):
         if len(got) < 16:
             return
         _, _, kind, _, seq = struct.unpack("=IHHII", got[:16])
-        if kind == HELLO:
+        if kind == HELLO and word == "older":
+            connection.send(struct.pack("=IHHIIi200s", MAGIC, VERSION - 1, ERROR, 16 + 204, seq, -93,
+                                        b"this broker speaks another version"))
+        elif kind == HELLO:
             connection.send(welcome(seq))
         elif kind == CTL and word != "silent":
             for out in answer(word, seq):

@@ -176,6 +176,25 @@ static void test_override_flags(void **state)
 		}
 }
 
+/* The shortest time between looks is no longer than the longest, defaults included. */
+static void test_fits(void **state)
+{
+	static const struct {
+		uint32_t first, most;
+		bool fits;
+	} cases[] = { { 0, 0, true },	     { 100, 100, true },  { 101, 100, false },
+		      { 10000, 0, true },    { 10001, 0, false }, { 0, 100, true },
+		      { 0, 99, false },	     { 60000, 3600000, true } };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct core_scan_config c = { .first_msec = cases[i].first,
+					      .most_msec = cases[i].most };
+
+		assert_int_equal(core_scan_config_fits(&c), cases[i].fits);
+	}
+}
+
 /* Each has a name, a variable and a text of its own, and they end within their room. */
 static void test_names(void **state)
 {
@@ -202,6 +221,7 @@ int main(void)
 		cmocka_unit_test(test_override),
 		cmocka_unit_test(test_override_flags),
 		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_fits),
 	};
 
 	return cmocka_run_group_tests_name("unit-scan-config", tests, NULL, NULL);
