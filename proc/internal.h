@@ -232,7 +232,8 @@ struct proc_scan_budget {
 	int64_t limit;
 	uint64_t read_usec;
 };
-void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent);
+void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent,
+			   uint64_t age_usec); /* a count that is older is taken again */
 void proc_pass_empty_ring(struct proc_engine *e);
 
 /* look.c: fill work->plan for a chunk; false: nothing in it is to be frozen.

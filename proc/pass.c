@@ -458,14 +458,13 @@ static void set_budget(struct proc_engine *e, bool now)
 	e->vmas_read_usec = usec;
 }
 
-/* The scanner's share of the mappings is smaller; counting them is dear. */
-#define SCAN_COUNT_USEC 10000000u
-
-void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent)
+/* The scanner's share of the mappings is smaller. Counting them is dear. */
+void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent,
+			   uint64_t age_usec)
 {
 	uint64_t usec = sys_now_usec();
 
-	if (!b->read_usec || usec - b->read_usec >= SCAN_COUNT_USEC) {
+	if (!b->read_usec || usec - b->read_usec >= age_usec) {
 		int64_t max = sys_read_number("/proc/sys/vm/max_map_count");
 		int64_t count = map_count(e);
 

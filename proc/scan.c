@@ -332,7 +332,6 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	note_look(s, look);
 	k->huge = look->huge_pages > 0;
 	if (look->wanted || k->news) {
-		proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
 		scan_merge(e, look);
 	}
 	k->news = false;

@@ -80,6 +80,10 @@ enum scan_want {
 	SCAN_TWIN,    /* hashed; would be promoted if its huge page were split */
 };
 
+/* How old the number of mappings may be when some are to be made, or only a look is. */
+#define SCAN_COUNT_USEC 2000000u
+#define SCAN_COUNT_IDLE_USEC 60000000u
+
 struct proc_scan {
 	struct core_scan_config own; /* the program's, by its environment */
 	struct core_scan_config set; /* with the broker's and the defaults */

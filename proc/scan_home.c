@@ -157,7 +157,7 @@ void scan_home(struct proc_engine *e)
 		s->home_at_usec = now + SCAN_HOME_USEC;
 	if (now < s->home_at_usec || !enough(s, &broken))
 		return;
-	proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent, SCAN_COUNT_USEC);
 	room = (e->vmas_limit / 2 - e->vmas_now) / 2;
 	if (room < 1)
 		return;

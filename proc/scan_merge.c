@@ -333,11 +333,17 @@ static void count_promoted(struct proc_engine *e, const struct scan_look *look,
 						 : res->pages_promoted;
 }
 
+static uint32_t shortest_run(struct proc_engine *e, uint64_t age_usec)
+{
+	proc_pass_scan_budget(e, &e->scan->budget, e->scan->set.map_percent, age_usec);
+	return core_pace_shortest_run(e->vmas_now, e->vmas_limit);
+}
+
 void scan_merge(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_work *w = e->work;
 	struct samepage_result res = { 0 };
-	uint32_t planned = 0, least = core_pace_shortest_run(e->vmas_now, e->vmas_limit);
+	uint32_t planned = 0, least = shortest_run(e, SCAN_COUNT_IDLE_USEC);
 	struct proc_chunk c = { .base = look->chunk->base, .end = PROC_CHUNK_PAGES, .owned = true,
 				.scan = look, .dry = look->huge_pages > 0 || least != 1,
 				.mode = PROC_MODE_SCAN };
@@ -358,7 +364,8 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 	}
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
-	plan_long_runs(e, least);
+	if (planned)
+		plan_long_runs(e, shortest_run(e, SCAN_COUNT_USEC));
 	commit(e, look, &c, &res);
 	if (w->collisions)
 		memset(w->collided, 0, sizeof(w->collided));

@@ -220,17 +220,26 @@ static void mark_inside(struct proc_engine *e, struct scan_look *look, uint64_t 
 		look->seen[p] |= SCAN_INSIDE;
 }
 
+/*
+ * Whether a merged page was written only the second question tells. Where nothing else
+ * happens it is asked every other time.
+ */
+static bool ask_merged(const struct scan_chunk *k)
+{
+	return k->pages[CORE_PAGE_MERGED] && (k->idle < 3 || k->looks % 2 == 0);
+}
+
 static bool something_waits(const struct proc_engine *e, const struct scan_chunk *k)
 {
 	return !e->scan->wp || k->looks <= 1 || k->news || k->huge || k->pages[CORE_PAGE_FRESH] ||
-	       k->pages[CORE_PAGE_ASIDE] || k->pages[CORE_PAGE_MERGED];
+	       k->pages[CORE_PAGE_ASIDE] || ask_merged(k);
 }
 
 /* Nothing there is registered: what is new shows as present, what was written as well. */
 static bool all_merged(const struct scan_chunk *k)
 {
-	return k->pages[CORE_PAGE_MERGED] && !k->pages[CORE_PAGE_FRESH] &&
-	       !k->pages[CORE_PAGE_KNOWN] && !k->pages[CORE_PAGE_ASIDE];
+	return ask_merged(k) && !k->pages[CORE_PAGE_FRESH] && !k->pages[CORE_PAGE_KNOWN] &&
+	       !k->pages[CORE_PAGE_ASIDE];
 }
 
 bool scan_see(struct proc_engine *e, struct scan_look *look)
