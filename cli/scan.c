@@ -168,7 +168,7 @@ void cli_print_scan_counters(FILE *out, const struct core_scan_counters *c)
 	pages_line(out, "pages_unshared", c->pages_unshared_now, "nobody has the same");
 	pages_line(out, "pages_volatile", c->pages_volatile_now, "left alone: they keep changing");
 	pages_line(out, "pages_waiting", c->pages_waiting_now, "changed or new, not yet still");
-	pages_line(out, "pages_aside", cli_scan_aside(c), "pinned, shared by fork, or broken");
+	pages_line(out, "pages_aside", cli_scan_aside(c), "cannot be merged now, or broken");
 	fprintf(out, "full_scans %llu: pages_scanned %llu, pages_skipped %llu\n", n(c->full_scans),
 		n(c->pages_scanned), n(c->pages_skipped));
 	fprintf(out, "pages_changed %llu, pages_hashed %llu, pages_candidate %llu\n",

@@ -3,8 +3,9 @@
  * How much the scanner may do: a ceiling on CPU time, and how eager to be.
  *
  * The ceiling is a bucket that fills at the permitted share of one core and holds a
- * minute's worth: a process that starts, or a burst of new pages, is worked off at full
- * speed, and over any minute the average holds.
+ * minute's worth, full at the start: a process that starts, or a burst of new pages, is
+ * worked off at full speed. So one minute can have twice the share (what was in the bucket,
+ * and what flows in), and over more of them the average holds.
  */
 #ifndef SAMEPAGE_CORE_PACE_H
 #define SAMEPAGE_CORE_PACE_H

@@ -4,7 +4,8 @@
     demo.py [PATH-OF-samepage] [--workers N] [--quick]
 
 Starts the workers (worker.py), each a process of its own under `samepage run`,
-waits until they are ready, has `samepage merge` merge them, and shows what the
+waits until they are ready, has `samepage merge` merge them (by themselves they do it
+later, so that is switched off here), and shows what the
 kernel says about it: proportional set sizes from /proc, not samepage's counters.
 Every worker checks every byte of its data before and after.
 
@@ -153,7 +154,8 @@ class Demo:
         self.socket = os.path.join(self.folder, f"broker-{self.pools}.sock")
 
     def environment(self):
-        return dict(os.environ, SAMEPAGE_SOCKET=self.socket)
+        # Else the workers have merged by themselves before anybody could measure.
+        return dict(os.environ, SAMEPAGE_SOCKET=self.socket, SAMEPAGE_SCAN="off")
 
     def domain(self, name):
         """Root's broker outlives us: nobody else's domain, nor an earlier one of ours."""

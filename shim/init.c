@@ -43,17 +43,21 @@ struct proc_engine *shim_engine(void)
 	return engine;
 }
 
-static void complain(const char *what, int err)
+static void tell(const char *what, int err, const char *then)
 {
 	char text[160];
 	int n;
 
 	if (!getenv("SAMEPAGE_VERBOSE"))
 		return;
-	n = snprintf(text, sizeof(text), "samepage: %s (%s), running unmerged\n", what,
-		     strerrordesc_np(-err));
+	n = snprintf(text, sizeof(text), "samepage: %s (%s), %s\n", what, strerrordesc_np(-err), then);
 	if (n > 0)
 		sys_raw(SYS_write, 2, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
+}
+
+static void complain(const char *what, int err)
+{
+	tell(what, err, "running unmerged");
 }
 
 /* The program's own wishes as to background scanning. False: there is to be none. */
@@ -68,7 +72,7 @@ static bool scan_settings(struct core_scan_config *c)
 		const char *text = getenv(core_scan_setting_variable(i));
 
 		if (text && *text && !core_scan_setting_set(c, i, text))
-			complain(core_scan_setting_variable(i), -EINVAL);
+			tell(core_scan_setting_variable(i), -EINVAL, "taken as not set");
 	}
 	return !(c->flags & CORE_SCAN_OFF);
 }

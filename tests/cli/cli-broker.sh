@@ -255,8 +255,10 @@ pid=$(broker_pid)
 check "the broker ends by itself when nobody needs it" wait_for is_gone "$pid"
 check "and leaves no socket" test ! -e "$SAMEPAGE_SOCKET"
 
-try "$python" "$DEMO" --quick --workers 2 "$SAMEPAGE"
+# As a user calls it, without a word about scanning.
+try env -u SAMEPAGE_SCAN "$python" "$DEMO" --quick --workers 2 "$SAMEPAGE"
 check "the demonstration: status 0" status_is 0
+check "the demonstration: nobody had merged before" out_has 'saved ([23456][0-9] %)'
 check "the demonstration: all data is right" out_has 'by 2 of 2 workers: the same'
 try timeout -s INT 1 "$python" "$DEMO" --quick --workers 2 "$SAMEPAGE"
 check "the demonstration, interrupted: no traceback" sh -c '! grep -q Traceback "$1"' sh "$tmp/err"

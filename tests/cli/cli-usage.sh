@@ -110,6 +110,9 @@ check "options of scanning go on, and win" cmp "$tmp/scan" "$tmp/scan-wanted"
 try env SAMEPAGE_SCAN=perhaps "$SAMEPAGE" run --broker none -- env
 check "what means nothing is told" err_has 'SAMEPAGE_SCAN=perhaps means nothing; allowed: on, off or auto'
 check "... and does not go on" out_has '^SAMEPAGE_SCAN=auto$'
+try env SAMEPAGE_VERBOSE=1 SAMEPAGE_SCAN=auto SAMEPAGE_SCAN_CPU=much \
+	LD_PRELOAD="${SAMEPAGE%/*}/libsamepage-preload.so" /bin/true
+check "... and the library takes it as not set" err_has '^samepage: SAMEPAGE_SCAN_CPU (.*), taken as not set$'
 for bad in '--scan maybe' '--scan-cpu-percent 0' '--scan-cpu-percent 0.05' '--scan-map-percent 95' \
 	'--scan-first-msec soon' '--scan-most-msec 1' '--scan-tracker guess' '--scan-huge-percent 0'; do
 	# shellcheck disable=SC2086
