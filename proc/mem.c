@@ -223,6 +223,23 @@ void proc_mem_fork_child(void)
 	proc_origin_torn();
 }
 
+/*
+ * What has changed since somebody last read the mappings. An addition costs the program as
+ * much as there is already; when there is too much, all of it has changed.
+ */
+#define CHANGED_MOST 8192u
+static void note_change(struct core_rangeset *rs, bool *everything, uint64_t start, uint64_t end)
+{
+	if (*everything)
+		return;
+	if (core_rangeset_add(rs, page_down(start), page_up(end), 0) == -ENOMEM)
+		*everything = true;
+	if (rs->count <= CHANGED_MOST || (rs == &stale && passes > 0))
+		return;
+	core_rangeset_free(rs);
+	*everything = true;
+}
+
 /* --- watch ---------------------------------------------------------------- */
 
 void proc_mem_watch(struct proc_mem_watch *w)
@@ -252,9 +269,7 @@ static void watch_touched(uint64_t start, uint64_t end)
 	if (!watch)
 		return;
 	watch->generation++;
-	if (!watch->everything &&
-	    core_rangeset_add(&watch->touched, page_down(start), page_up(end), 0) == -ENOMEM)
-		watch->everything = true;
+	note_change(&watch->touched, &watch->everything, start, end);
 }
 
 /* --- owned ---------------------------------------------------------------- */
@@ -433,9 +448,7 @@ void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes_th
 void proc_mem_protected(uint64_t start, uint64_t end)
 {
 	watch_touched(start, end);
-	if (!stale_everything &&
-	    core_rangeset_add(&stale, page_down(start), page_up(end), 0) == -ENOMEM)
-		stale_everything = true;
+	note_change(&stale, &stale_everything, start, end);
 }
 
 bool proc_mem_is_stale(uint64_t start, uint64_t end)
