@@ -65,6 +65,8 @@ run: products
 test: deps
 	@tests/run.sh
 
+# For the guests' image and the plots.
+bench: PACKAGES += debootstrap gnuplot-nox
 bench: build
 	bench/run.sh
 

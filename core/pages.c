@@ -153,16 +153,19 @@ enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,
 bool core_page_hashed(struct core_pages_group *g, unsigned i, uint32_t tag, bool blind,
 		      const struct core_pages_clock *c)
 {
-	bool same = g->tag[i] == tag && tag != 0;
+	bool same = g->tag[i] == tag && tag != 0, first = g->tag[i] == 0;
+	unsigned level = core_page_level(g, i);
 
 	g->tag[i] = tag;
 	if (!same)
 		g->state[i] &= (uint8_t)~REPORTED;
 	if (same || !blind)
 		return true;
-	becomes_fresh(g, i,
-		      core_page_state(g, i) == CORE_PAGE_KNOWN ? level_after_change(g, i, c)
-							       : core_page_level(g, i), c);
+	/* Asked only after its wait: each change that is found counts. */
+	if (!first)
+		level = core_page_state(g, i) == CORE_PAGE_KNOWN ? level_after_change(g, i, c)
+								 : level_up(level, 1);
+	becomes_fresh(g, i, level, c);
 	return false;
 }
 
@@ -202,10 +205,49 @@ void core_page_gone(struct core_pages_group *g, unsigned i)
 	g->tag[i] = 0;
 }
 
+/* Of merged and broken pages nothing is reported: the bit is free. */
+static bool is_in_store(const struct core_pages_group *g, unsigned i)
+{
+	enum core_page_state state = core_page_state(g, i);
+
+	return state == CORE_PAGE_MERGED || state == CORE_PAGE_BROKEN;
+}
+
+void core_page_stays(struct core_pages_group *g, unsigned i)
+{
+	if (is_in_store(g, i))
+		g->state[i] |= REPORTED;
+}
+
+unsigned core_pages_sweep(struct core_pages_group *g)
+{
+	unsigned gone = 0;
+
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++) {
+		if (!is_in_store(g, i))
+			continue;
+		if (g->state[i] & REPORTED) {
+			g->state[i] &= (uint8_t)~REPORTED;
+		} else {
+			core_page_gone(g, i);
+			gone++;
+		}
+	}
+	return gone;
+}
+
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,
 			      const struct core_pages_clock *c)
 {
 	return eighths_since(g, i, c) * unit_msec(c, core_page_level(g, i));
+}
+
+void core_pages_unwatched(struct core_pages_group *g, const struct core_pages_clock *c)
+{
+	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
+		if (core_page_state(g, i) == CORE_PAGE_KNOWN ||
+		    core_page_state(g, i) == CORE_PAGE_ASIDE)
+			becomes_fresh(g, i, core_page_level(g, i), c);
 }
 
 void core_pages_unreport(struct core_pages_group *g)

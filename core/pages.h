@@ -119,9 +119,17 @@ void core_page_aside(struct core_pages_group *g, unsigned i, const struct core_p
 void core_page_changed(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_home(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_gone(struct core_pages_group *g, unsigned i);
+/*
+ * When mappings are read anew: those that the store is still mapped for stay, the other
+ * merged and broken ones have been given up by the program meanwhile. How many.
+ */
+void core_page_stays(struct core_pages_group *g, unsigned i);
+unsigned core_pages_sweep(struct core_pages_group *g);
 /* For how long a fresh page has not changed, as far as eight bits tell. */
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,
 			      const struct core_pages_clock *c);
+/* Nobody has watched for a while: what was known may have changed, and is hashed again. */
+void core_pages_unwatched(struct core_pages_group *g, const struct core_pages_clock *c);
 /* A new round of the candidate table: everything is to be reported again. */
 void core_pages_unreport(struct core_pages_group *g);
 

@@ -182,10 +182,12 @@ void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i)
 void scan_forget_all(struct proc_scan *s)
 {
 	proc_arena_free(s->region, s->regions_room * sizeof(*s->region));
+	proc_arena_free(s->old, s->old_room * sizeof(*s->old));
 	proc_arena_free(s->chunk, s->chunks_room * sizeof(*s->chunk));
 	proc_arena_free(s->slot, s->slots * sizeof(*s->slot));
 	proc_arena_free(s->group, s->groups_room * sizeof(*s->group));
-	s->region = NULL;
+	s->region = s->old = NULL;
+	s->old_room = 0;
 	s->chunk = NULL;
 	s->slot = NULL;
 	s->group = NULL;

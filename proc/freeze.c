@@ -298,9 +298,11 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 	proc_origin_forget((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 	freeze_map_thaw(&f);
 	proc_prepare_drop(&f);
+	/* Thawing ended the tracking of what was not mapped. */
+	if (e->scan)
+		scan_rearm(e, c, f.lo, f.hi);
 	proc_mem_unlock_engine();
 	drop_staged(&f);
-	/* Thawing ended the tracking there. */
 	if (e->scan)
-		scan_arm(e, (uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
+		scan_protect(e, (uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 }

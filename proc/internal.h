@@ -308,7 +308,9 @@ struct proc_piece {
  * The same for these, which the scanner watches; what is none any more is passed by, so
  * the array is changed. 0, or the error of one that had to stay.
  */
-int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n);
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n,
+			uint64_t *held_usec); /* how long the program was kept waiting */
+bool proc_retreat_can_fork(void); /* without, nothing that was written comes home */
 
 /* scan.c; all but free and forked on the engine's thread */
 int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own);
@@ -328,8 +330,9 @@ bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t 
 /* Lock held: did the program change something there since the regions were read? */
 bool proc_scan_touched(const struct proc_engine *e, uint64_t start, uint64_t end);
 void proc_scan_twin(struct scan_look *look, uint32_t i);
-/* After a commit in memory that is tracked. */
-void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* After a commit: what of [lo, hi) is still anonymous is tracked again. Lock held; then not. */
+void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi);
+void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */
 void proc_serve(struct proc_engine *e);

@@ -208,7 +208,10 @@ void proc_mem_fork_child(void)
 	atomic_store(&mem_lock_word, 0);
 	atomic_store(&excluded_lock, 0);
 	passes = 0;
-	watch = NULL; /* the engine's thread is not here, nor what it watched for */
+	/* The engine's thread is not here, nor what it watched for. */
+	if (watch && !torn)
+		core_rangeset_free(&watch->touched);
+	watch = NULL;
 	if (!torn)
 		return;
 	/* Their memory is left behind: what it says of itself may be wrong. */

@@ -459,7 +459,7 @@ static void set_budget(struct proc_engine *e, bool now)
 }
 
 /* The scanner's share of the mappings is smaller; counting them is dear. */
-#define SCAN_COUNT_USEC 2000000u
+#define SCAN_COUNT_USEC 10000000u
 
 void proc_pass_scan_budget(struct proc_engine *e, struct proc_scan_budget *b, uint32_t percent)
 {

@@ -12,7 +12,7 @@
  * a whole as far as it is owned: a mapping that the program made stays one mapping.
  *
  * discover: memory of a region may become present where nothing was. Where no chunk is
- * known, PAGEMAP_SCAN is asked over long stretches; it skips what has no page tables.
+ * known, PAGEMAP_SCAN is asked for the next page; it skips what has no page tables.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -22,12 +22,12 @@
 #define COST_FACTOR 50u
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
+#define IDLE_LATEST 5u
 
 struct reading {
 	struct proc_engine *e;
 	struct proc_scan *s;
-	uint32_t regions_before;
-	uint64_t pages_new;
+	uint32_t old; /* s->old: how many. 0: of another userfaultfd */
 };
 
 uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
@@ -45,7 +45,34 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
 	return lo;
 }
 
-static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+/*
+ * Only what we registered: before Linux 6.17 anybody's userfaultfd could end anybody's
+ * registration. What is cut out of the middle of a region takes the upper part along, until
+ * the regions are read again.
+ */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < s->regions; i++) {
+		struct scan_region g = s->region[i];
+
+		if (g.start < end && start < g.end) {
+			scan_disarm(e, g.start > start ? g.start : start, g.end < end ? g.end : end);
+			if (g.start < start)
+				g.end = start;
+			else
+				g.start = g.end < end ? g.end : end;
+		}
+		if (g.start < g.end)
+			s->region[kept++] = g;
+	}
+	s->regions = kept;
+}
+
+/* False: no memory. */
+static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
 {
 	struct proc_scan *s = r->s;
 	bool run = proc_vma_is_run(v);
@@ -60,12 +87,36 @@ static void add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 	}
 	if (last && last->end == start && last->prot == v->prot && (run || last->odd == odd)) {
 		last->end = end;
-		return;
+		return true;
 	}
 	if (!scan_room(r->e, (void **)&s->region, s->regions, &s->regions_room,
 		       sizeof(*s->region)))
-		return;
+		return false;
 	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
+	return true;
+}
+
+/*
+ * Somebody has registered it for tracking writes. What was in a region before, we have. Else
+ * we would be refused, if it was the program, in a way that we did not see; and then a look
+ * would take from it what it wants to know.
+ */
+static bool registered_by_us(const struct reading *r, uint64_t start, uint64_t end)
+{
+	const struct scan_region *old = r->s->old;
+	uint32_t lo = 0, hi = r->old;
+
+	while (lo < hi) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (old[mid].end <= start)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo < r->old && old[lo].start <= start && end <= old[lo].end)
+		return true;
+	return scan_register(r->e, start, end) == 0;
 }
 
 static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
@@ -77,11 +128,11 @@ static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uin
 			take(r, v, start, ex_start);
 		start = ex_end < end ? ex_end : end;
 	}
-	if (start >= end)
+	if (start >= end || ((v->flags & SYS_VMF(uw)) && !registered_by_us(r, start, end)))
 		return;
-	add(r, v, start, end);
-	if (r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)))
-		scan_arm(r->e, start, end);
+	if (add(r, v, start, end) && r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)) &&
+	    scan_register(r->e, start, end) == 0)
+		scan_protect(r->e, start, end);
 }
 
 static void take_owned(struct reading *r, const struct sys_vma *v)
@@ -104,6 +155,56 @@ static void take_owned(struct reading *r, const struct sys_vma *v)
 	} while (n == PROC_OWNED_MAX && owned[n - 1].end < v->end);
 }
 
+/* --- what was given up ------------------------------------------------------- */
+
+/* A mapping of the store: what is known as merged there is so still. */
+static void note_run(struct proc_scan *s, const struct sys_vma *v, uint32_t page_shift)
+{
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << page_shift, at = v->start;
+
+	while (at < v->end) {
+		uint64_t base = at & ~(size - 1), until = base + size < v->end ? base + size : v->end;
+		struct scan_chunk *k = scan_chunk_at(s, base);
+
+		for (; k && at < until; at += (uint64_t)1 << page_shift) {
+			uint32_t i = (uint32_t)((at - base) >> page_shift);
+			struct core_pages_group *g = scan_group(s, k, i / CORE_PAGES_GROUP);
+
+			if (g)
+				core_page_stays(g, i % CORE_PAGES_GROUP);
+		}
+		at = until;
+	}
+}
+
+/*
+ * Merged memory that was discarded or unmapped is not merged any more, and what comes there
+ * next is new. Chunks that lie in no region at all are looked at once more, and go.
+ */
+static void sweep(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t c = 0; c < s->chunks; c++) {
+		struct scan_chunk *k = &s->chunk[c];
+		uint32_t r = scan_region_after(s, k->base);
+		unsigned gone = 0;
+
+		if (k->pages[CORE_PAGE_MERGED] || k->pages[CORE_PAGE_BROKEN])
+			for (unsigned i = 0; i < SCAN_GROUPS; i++)
+				if (k->group[i])
+					gone += core_pages_sweep(scan_group(s, k, i));
+		if (r < s->regions && s->region[r].start < k->base + size && !gone)
+			continue;
+		k->looks = 0;
+		k->due_msec = now;
+	}
+}
+
+/* --- reading ---------------------------------------------------------- */
+
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
@@ -111,10 +212,13 @@ static int each(const struct sys_vma *v, void *arg)
 
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
+	if (run)
+		note_run(r->s, v, r->e->page_shift);
 	if (v->shared || !(v->anonymous || run) ||
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;
-	if (!run && proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
+	/* Of what is merged, too: homecoming gives back what advice says, no lock and no key. */
+	if (proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
 		return 0;
 	take_owned(r, v);
 	return 0;
@@ -151,24 +255,69 @@ static uint64_t bytes_of_regions(const struct proc_scan *s)
 	return bytes;
 }
 
+/* The regions so far are s->old, and there are none. How many there were. */
+static uint32_t set_aside(struct proc_scan *s)
+{
+	struct scan_region *empty = s->old;
+	uint32_t room = s->old_room, n = s->regions;
+
+	s->old = s->region;
+	s->old_room = s->regions_room;
+	s->region = empty;
+	s->regions_room = room;
+	s->regions = 0;
+	return n;
+}
+
+/*
+ * What was in a region and is in none any more is not ours to register: the program may
+ * want to do that itself, and writes there would take a fault for nothing.
+ */
+static void disarm_left(struct proc_engine *e, uint32_t n)
+{
+	struct proc_scan *s = e->scan;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t at = s->old[i].start, end = s->old[i].end;
+
+		while (at < end) {
+			uint32_t r = scan_region_after(s, at);
+			uint64_t next = r < s->regions ? s->region[r].start : end;
+
+			if (next > at)
+				scan_disarm(e, at, next < end ? next : end);
+			at = r < s->regions ? s->region[r].end : end;
+		}
+	}
+}
+
 void scan_regions_read(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	struct reading r = { .e = e, .s = s };
 	uint64_t began = sys_now_usec(), before = bytes_of_regions(s), wait;
+	bool same_uffd = s->armed_uffd == e->uffd;
 
 	if (!due(e, began))
 		return;
 	s->armed_uffd = e->uffd;
-	s->regions = 0;
+	r.old = set_aside(s);
+	if (!same_uffd)
+		r.old = 0;
 	e->work_used = true;
-	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0)
+	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
+		s->regions_generation = UINT64_MAX; /* once more, also if nothing changes */
+	} else {
+		sweep(e);
+	}
+	if (s->wp)
+		disarm_left(e, r.old);
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
 	if (bytes_of_regions(s) != before)
 		s->regions_idle = 0;
-	else if (s->regions_idle < 8)
+	else if (s->regions_idle < IDLE_LATEST)
 		s->regions_idle++;
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
@@ -182,57 +331,47 @@ static uint64_t chunk_bytes(const struct proc_engine *e)
 	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
 }
 
-/* Present memory in a stretch without chunks. */
-static uint32_t discover_stretch(struct proc_engine *e, uint64_t start, uint64_t end)
+/* The first page in [start, end) that is present, or end. */
+static uint64_t next_present(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	struct sys_page_region *found = e->work->regions;
-	uint64_t size = chunk_bytes(e);
-	uint32_t made = 0;
+	struct sys_page_region found;
+	struct sys_pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)&found,
+		.vec_len = 1,
+		.max_pages = 1,
+		.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
+		.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE | SYS_PAGE_IS_PRESENT,
+		.return_mask = SYS_PAGE_IS_PRESENT,
+	};
 
-	while (start < end) {
-		struct sys_pm_scan_arg arg = {
-			.size = sizeof(arg),
-			.start = start,
-			.end = end,
-			.vec = (uintptr_t)found,
-			.vec_len = PROC_CHUNK_PAGES,
-			.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
-			.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE |
-					 SYS_PAGE_IS_PRESENT,
-			.return_mask = SYS_PAGE_IS_PRESENT,
-		};
-		int n = sys->pagemap_scan(e->pagemap_fd, &arg);
-
-		for (int i = 0; i < n; i++)
-			for (uint64_t at = found[i].start & ~(size - 1); at < found[i].end; at += size) {
-				if (!scan_chunk_at(e->scan, at)) {
-					if (!scan_chunk_make(e, at))
-						return made;
-					made++;
-				}
-			}
-		if (n < 0 || arg.walk_end <= start)
-			break;
-		start = arg.walk_end;
-	}
-	return made;
+	return sys->pagemap_scan(e->pagemap_fd, &arg) == 1 ? found.start : end;
 }
 
+/*
+ * Known chunks are passed by; from the first that is not on the kernel is asked, which
+ * finds the next page over terabytes of nothing sooner than we step over them.
+ */
 static uint32_t discover_region(struct proc_engine *e, const struct scan_region *g)
 {
-	uint64_t size = chunk_bytes(e), at = g->start, until;
+	uint64_t size = chunk_bytes(e), at = g->start;
 	uint32_t made = 0;
 
 	while (at < g->end) {
-		if (scan_chunk_at(e->scan, at & ~(size - 1))) {
-			at = (at & ~(size - 1)) + size;
-			continue;
+		uint64_t base = at & ~(size - 1);
+
+		if (!scan_chunk_at(e->scan, base)) {
+			at = next_present(e, at, g->end);
+			base = at & ~(size - 1);
+			if (at < g->end && !scan_chunk_at(e->scan, base)) {
+				if (!scan_chunk_make(e, base))
+					return made;
+				made++;
+			}
 		}
-		until = (at & ~(size - 1)) + size;
-		while (until < g->end && !scan_chunk_at(e->scan, until))
-			until += size;
-		made += discover_stretch(e, at, until < g->end ? until : g->end);
-		at = until;
+		at = base + size;
 	}
 	return made;
 }

@@ -36,7 +36,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "proc/internal.h"
+#include "proc/scan.h"
 #include "sys/raw.h"
 
 #define BATCH 1024
@@ -52,6 +52,7 @@ struct home {
 	unsigned n;
 	bool more;
 	int result;
+	long child; /* to be buried; 0: none */
 };
 
 static int collect(const struct sys_vma *vma, void *arg)
@@ -144,6 +145,11 @@ void proc_engine_without_fork(void)
 	atomic_store(&fork_forbidden, true);
 }
 
+bool proc_retreat_can_fork(void)
+{
+	return !atomic_load(&fork_forbidden);
+}
+
 static long make_child(void)
 {
 	long parent = sys_raw(SYS_getpid, 0), pid = sys_raw(SYS_clone, 0, 0, 0, 0, 0);
@@ -156,13 +162,6 @@ static long make_child(void)
 		sys_futex_wait(&never, 0, 10000);
 	sys_raw(SYS_exit_group, 0);
 	__builtin_unreachable();
-}
-
-static void end_child(long pid)
-{
-	sys_raw(SYS_kill, pid, 9);
-	while (sys_raw(SYS_wait4, pid, NULL, __WALL, NULL) == -EINTR)
-		;
 }
 
 /* --- 4 --------------------------------------------------------------------- */
@@ -289,8 +288,19 @@ static void bring_all(struct home *h)
 	for (unsigned i = 0; i < h->n; i++)
 		if (h->piece[i].stopped)
 			bring(h, &h->piece[i], child > 0);
-	if (child > 0)
-		end_child(child);
+	if (child > 0) {
+		sys_raw(SYS_kill, child, 9);
+		h->child = child;
+	}
+}
+
+/* The child has been killed. Without the lock: large programs take long to die. */
+static void bury(struct home *h)
+{
+	while (h->child > 0 &&
+	       sys_raw(SYS_wait4, h->child, NULL, __WALL, NULL) == -EINTR)
+		;
+	h->child = 0;
 }
 
 int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -318,6 +328,7 @@ int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 			h.start = h.piece[h.n - 1].end;
 		}
 		proc_mem_unlock_engine();
+		bury(&h);
 	} while (err >= 0 && h.more);
 	proc_arena_free(h.piece, BATCH * sizeof(*h.piece));
 	return err < 0 ? err : h.result;
@@ -330,15 +341,18 @@ static bool still_a_run(struct proc_engine *e, const struct proc_piece *p)
 
 	return !e->no_freeze && proc_mem_is_owned(p->start, p->end) &&
 	       !proc_scan_touched(e, p->start, p->end) && !proc_origin_any(p->start, p->end) &&
-	       sys_vma_query(e->maps_fd, p->start, 0, &v) == 0 && proc_vma_is_run(&v) &&
+	       scan_vma_at(e, p->start, &v) == 0 && v.start <= p->start && proc_vma_is_run(&v) &&
 	       v.prot == p->prot && v.end >= p->end;
 }
 
-int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n)
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n,
+			uint64_t *held_usec)
 {
 	struct home h = { .e = e, .piece = piece };
+	uint64_t since;
 
 	proc_mem_lock_engine();
+	since = sys_now_usec();
 	for (unsigned i = 0; i < n; i++)
 		if (still_a_run(e, &piece[i]))
 			piece[h.n++] = piece[i];
@@ -351,6 +365,8 @@ int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigne
 		if (h.uffd >= 0)
 			sys->close(h.uffd);
 	}
+	*held_usec = sys_now_usec() - since;
 	proc_mem_unlock_engine();
+	bury(&h);
 	return h.result;
 }

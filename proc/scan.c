@@ -8,7 +8,7 @@
  * chunk is due again.
  *
  * A chunk is due when the first of its waiting pages has waited long enough; one in which
- * nothing waits, after a time that doubles from look to look and starts anew when memory
+ * nothing waits, after a time that quadruples from look to look and starts anew when memory
  * is new or was merged.
  */
 #include "proc/scan.h"
@@ -142,6 +142,28 @@ void proc_scan_connected(struct proc_engine *e)
 	start_over(e);
 }
 
+/*
+ * What was reported stays known as reported: the table has it, and would take it for a
+ * second page's.
+ */
+static void all_unwatched(struct proc_scan *s)
+{
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t i = 0; i < s->chunks; i++) {
+		struct scan_chunk *k = &s->chunk[i];
+		struct core_pages_clock clock = { now, s->set.first_msec, k->looks };
+
+		for (unsigned g = 0; g < SCAN_GROUPS; g++)
+			if (k->group[g])
+				core_pages_unwatched(scan_group(s, k, g), &clock);
+		k->pages[CORE_PAGE_FRESH] += k->pages[CORE_PAGE_KNOWN] + k->pages[CORE_PAGE_ASIDE];
+		k->pages[CORE_PAGE_KNOWN] = k->pages[CORE_PAGE_ASIDE] = 0;
+		k->due_msec = now;
+		k->idle = 0;
+	}
+}
+
 void proc_scan_pause(struct proc_engine *e, bool pause)
 {
 	struct proc_scan *s = e->scan;
@@ -152,7 +174,11 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 	for (uint32_t i = 0; pause && s->wp && i < s->regions; i++)
 		scan_disarm(e, s->region[i].start, s->region[i].end);
 	s->paused = pause;
-	start_over(e);
+	if (!pause)
+		all_unwatched(s);
+	/* Regions are read anew, and registered. */
+	s->armed_uffd = -1;
+	s->regions_at_usec = s->discover_at_usec = s->wake_usec = 0;
 }
 
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -161,7 +187,7 @@ void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	if (!e->scan || !e->scan->started)
 		return;
-	scan_disarm(e, start, end);
+	scan_regions_cut(e, start, end);
 	/* By what is known, not by address: the range may be all there is. Backwards, for
 	 * the last one takes the place of one that goes. */
 	for (uint32_t i = e->scan->chunks; i-- > 0;)
@@ -194,6 +220,9 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 
 		if (!group)
 			continue;
+		/* No longer watched: refused, or somebody else's. */
+		if (!(look->seen[i] & SCAN_INSIDE))
+			core_page_gone(group, i % CORE_PAGES_GROUP);
 		if (core_page_look(group, i % CORE_PAGES_GROUP, &seen, &look->clock, &look->sum) ==
 		    CORE_PAGE_HASH) {
 			look->want[i] = SCAN_HASH;
@@ -243,14 +272,15 @@ static void schedule(struct proc_scan *s, struct scan_chunk *k, uint32_t now, ui
 	uint64_t idle;
 
 	if (busy)
-		k->idle = 0;
+		k->idle = 1;
 	else if (k->idle < IDLE_LATEST + (k->huge ? HUGE_LATER : 0))
-		k->idle++;
+		k->idle += 2;
 	if (k->huge)
 		most = most > UINT32_MAX >> HUGE_LATER ? most : most << HUGE_LATER;
 	idle = (uint64_t)s->set.first_msec << k->idle;
 	if (idle > most)
 		idle = most;
+	k->idling = wait > idle;
 	k->due_msec = now + (wait < idle ? wait : (uint32_t)idle);
 }
 
@@ -280,12 +310,12 @@ static void check_round(struct proc_scan *s, struct scan_chunk *k)
 }
 
 /* False: the chunk is gone. */
-static bool look_at_chunk(struct proc_engine *e, uint32_t number)
+static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 {
 	struct proc_scan *s = e->scan;
 	struct scan_look *look = &s->look;
 	struct scan_chunk *k = &s->chunk[number];
-	uint32_t now = scan_now_msec(s, sys_now_usec()), first = s->set.first_msec;
+	uint32_t first = s->set.first_msec;
 
 	k->looks++;
 	check_round(s, k);
@@ -301,8 +331,10 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number)
 	look_at_pages(e, look);
 	note_look(s, look);
 	k->huge = look->huge_pages > 0;
-	if (look->wanted || k->news)
+	if (look->wanted || k->news) {
+		proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
 		scan_merge(e, look);
+	}
 	k->news = false;
 	count_pages(s, k);
 	if (k->pages[CORE_PAGE_GONE] == 0 && !k->pages[CORE_PAGE_FRESH] &&
@@ -367,9 +399,17 @@ static bool interrupted(struct proc_engine *e)
 	return p.fd >= 0 && sys->poll(&p, 1, 0) > 0;
 }
 
-static bool is_due(const struct scan_chunk *k, uint32_t now)
+/*
+ * Waking up costs more than a look, so what is due soon comes along: chunks in which
+ * nothing happens are looked at together.
+ */
+static bool is_due(const struct proc_scan *s, const struct scan_chunk *k, uint32_t now)
 {
-	return (int32_t)(k->due_msec - now) <= 0;
+	uint32_t early = k->idling && k->idle > 2 ? (s->set.first_msec << k->idle) / 4 : 0;
+
+	if (early > s->set.most_msec / 4)
+		early = s->set.most_msec / 4;
+	return (int32_t)(k->due_msec - now) <= (int32_t)early;
 }
 
 /* Chunk by chunk from the cursor on. True: came to the end of the list. */
@@ -377,18 +417,20 @@ static bool look_at_chunks(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 
+	uint64_t usec = sys_now_usec();
+
 	while (s->cursor < s->chunks) {
-		uint64_t usec = sys_now_usec();
 		uint32_t now = scan_now_msec(s, usec);
 		struct scan_chunk *k = &s->chunk[s->cursor];
 
-		if (!is_due(k, now)) {
+		if (!is_due(s, k, now)) {
 			s->n.pages_skipped += PROC_CHUNK_PAGES;
 		} else {
 			if (usec >= s->slice_end_usec || interrupted(e))
 				return false;
-			if (!look_at_chunk(e, s->cursor))
+			if (!look_at_chunk(e, s->cursor, now))
 				continue;
+			usec = sys_now_usec(); /* a system call, on this thread */
 			k = &s->chunk[s->cursor];
 		}
 		if ((int32_t)(k->due_msec - s->round_due_msec) < 0)
@@ -407,14 +449,13 @@ static uint64_t least(uint64_t a, uint64_t b)
 static void sleep_until_due(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
-	uint64_t due = s->began_usec + (uint64_t)s->round_due_msec * 1000;
+	/* msec since the start wrap after 49 days, so only the difference says something. */
+	int32_t msec = (int32_t)(s->round_due_msec - scan_now_msec(s, now));
 
-	/* msec since the start wrap after 49 days. */
-	if (due < now || due - now > (uint64_t)s->set.most_msec * 1000 * 16)
-		due = now + (uint64_t)s->set.first_msec * 1000;
-	s->wake_usec = least(due, s->discover_at_usec);
-	if (s->wake_usec < now + 1000)
-		s->wake_usec = now + 1000;
+	s->wake_usec = least(now + (msec > 0 ? (uint64_t)msec : 0) * 1000, s->discover_at_usec);
+	/* What is due a little sooner comes a little later. */
+	if (s->wake_usec < now + (uint64_t)s->set.first_msec * 500)
+		s->wake_usec = now + (uint64_t)s->set.first_msec * 500;
 	s->cursor = 0;
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
 }
@@ -424,7 +465,6 @@ static void begin_slice(struct proc_engine *e)
 	e->work_used = true;
 	e->work->misses = 0;
 	memset(e->work->collided, 0, sizeof(e->work->collided));
-	proc_pass_scan_budget(e, &e->scan->budget, e->scan->set.map_percent);
 }
 
 static void work(struct proc_engine *e, uint64_t now)
@@ -522,6 +562,8 @@ void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
 		const struct scan_chunk *k = &s->chunk[i];
 
 		n->pages_merged_now += k->pages[CORE_PAGE_MERGED];
+		if (s->paused) /* then nothing is watched */
+			continue;
 		n->pages_unshared_now += k->pages[CORE_PAGE_KNOWN];
 		n->pages_volatile_now += k->volatile_pages;
 		n->pages_waiting_now += k->pages[CORE_PAGE_FRESH] - k->volatile_pages;

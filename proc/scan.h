@@ -17,7 +17,7 @@
  *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
  *
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
- * remembered), running.
+ * looked at), running.
  *
  * A change that happens between the last look and the end of a freeze in the same chunk
  * may be missed. Then a page is known by an old fingerprint until it changes again; the
@@ -50,6 +50,7 @@ struct scan_chunk {
 	uint8_t idle; /* the time between looks, doubled so often */
 	uint8_t round; /* of the candidate table, lowest bits */
 	bool news;
+	bool idling; /* due because it was not looked at for long, and for nothing else */
 	bool huge; /* had huge pages at the last look */
 	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
 };
@@ -60,6 +61,7 @@ enum {
 	SCAN_CHANGED = 2,
 	SCAN_HUGE = 4,
 	SCAN_SWAPPED = 8,
+	SCAN_INSIDE = 16, /* of a region */
 };
 
 struct scan_look {
@@ -97,6 +99,8 @@ struct proc_scan {
 
 	struct scan_region *region;
 	uint32_t regions, regions_room;
+	struct scan_region *old; /* those of the reading before, while there is a new one */
+	uint32_t old_room;
 	uint64_t regions_generation; /* of the watch, when they were read */
 	uint64_t regions_at_usec;    /* not read again before */
 	uint64_t regions_cost_usec;
@@ -121,6 +125,7 @@ struct proc_scan {
 	uint32_t news_idle;
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
+	uint32_t home_pieces; /* at most, at once */
 	uint64_t round; /* of the standing table */
 	struct scan_look look;
 };
@@ -145,6 +150,8 @@ uint64_t scan_bytes(const struct proc_scan *s);
 
 /* region.c */
 void scan_regions_read(struct proc_engine *e);
+/* The range is not ours any more: no region, not registered. */
+void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end);
 /* First region that ends after addr; regions: none. */
 uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr);
 /* Chunks for memory that has become present where there was none. How many. */
@@ -156,8 +163,12 @@ void scan_home(struct proc_engine *e);
 
 /* track.c */
 /* Register what is anonymous in [start, end) and protect it: changes count from here. */
-/* scan_arm(): internal.h */
+void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* -EBUSY: it is somebody else's. */
+int scan_register(struct proc_engine *e, uint64_t start, uint64_t end);
 void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end);
+/* The mapping at addr, or the next one: 0, -ENOENT, -errno. */
+int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v);
 /* Fill in look->seen. False: nothing changed, and nothing waits. */
 bool scan_see(struct proc_engine *e, struct scan_look *look);
 

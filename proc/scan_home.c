@@ -6,12 +6,19 @@
  *
  * That costs a fork (to find pages that are pinned for DMA), after which the program's
  * writes take a fault for each page, and two mappings for each run of such pages. So it
- * is done for a sixteenth of what is watched at least, while mappings are plenty, and less
- * and less often if it has to be done again and again.
+ * is done for a sixteenth at least of what is watched, and of all anonymous memory that the
+ * program has; while mappings are plenty; and less and less often if it has to be done
+ * again and again. And it is done for no more pieces at once than take a few msec; what is
+ * left comes next, after a pause.
  */
 #include "proc/scan.h"
 
-#define PIECES_MAX 4096u
+#define PIECES_LEAST 64u
+#define PIECES_MOST 4096u
+/* The program's own calls and writes there wait for so long: not to be felt. */
+#define SHORT_USEC 5000u
+#define LONG_USEC 15000u
+#define PAUSE_FACTOR 100u
 #define LEAST_PAGES 64u
 #define PART 16u
 #define IDLE_LATEST 6u /* about ten minutes */
@@ -23,7 +30,7 @@ struct gather {
 	uint64_t pages; /* in the list; then: still to be noted */
 };
 
-static bool enough(const struct proc_scan *s)
+static bool enough(const struct proc_scan *s, uint64_t *pages)
 {
 	uint64_t broken = 0, all = 0;
 
@@ -32,7 +39,16 @@ static bool enough(const struct proc_scan *s)
 		for (unsigned state = CORE_PAGE_FRESH; state < CORE_PAGE_STATES; state++)
 			all += s->chunk[i].pages[state];
 	}
+	*pages = broken;
 	return broken >= LEAST_PAGES && broken * PART >= all;
+}
+
+/* The fork copies the tables of all that the program has, watched or not. */
+static bool worth_a_fork(uint64_t broken)
+{
+	int64_t all = sys_anonymous_pages();
+
+	return proc_retreat_can_fork() && all >= 0 && broken * PART >= (uint64_t)all;
 }
 
 /* False: the list is full. */
@@ -96,37 +112,70 @@ static void all_broken(struct gather *g, bool home)
 	}
 }
 
+/* Lets go of the list. How long the program was kept waiting. */
+static uint64_t bring(struct gather *g, unsigned n)
+{
+	uint64_t took = 0;
+
+	(void)proc_retreat_pieces(g->e, g->piece, n, &took);
+	for (unsigned i = 0; g->e->scan->wp && i < n; i++)
+		scan_arm(g->e, g->piece[i].start, g->piece[i].end);
+	/* What had to stay turns out as broken again at the next attempt to merge it: aside. */
+	all_broken(g, true);
+	proc_arena_free(g->piece, PIECES_MOST * sizeof(*g->piece));
+	return took;
+}
+
+/* How many at once, and when again. */
+static void pace_homecoming(struct proc_scan *s, uint64_t now, uint64_t took, bool more)
+{
+	uint64_t wait = took * PAUSE_FACTOR;
+
+	if (took > LONG_USEC && s->home_pieces > PIECES_LEAST)
+		s->home_pieces /= 2;
+	else if (took < SHORT_USEC && s->home_pieces < PIECES_MOST)
+		s->home_pieces *= 2;
+	/* Not needed for long: the writing is over. */
+	if (now - s->home_at_usec > SCAN_HOME_USEC << s->home_idle)
+		s->home_idle = 0;
+	if (!more && wait < SCAN_HOME_USEC << s->home_idle)
+		wait = SCAN_HOME_USEC << s->home_idle;
+	s->home_at_usec = now + wait;
+	if (!more && s->home_idle < IDLE_LATEST)
+		s->home_idle++;
+}
+
 void scan_home(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	struct gather g = { .e = e };
-	uint64_t now = sys_now_usec();
-	int64_t room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	uint64_t now = sys_now_usec(), broken, took;
+	int64_t room;
 	unsigned n;
 
 	if (!s->home_at_usec)
 		s->home_at_usec = now + SCAN_HOME_USEC;
-	if (now < s->home_at_usec || room < 1 || !enough(s))
+	if (now < s->home_at_usec || !enough(s, &broken))
 		return;
-	g.piece = proc_arena_alloc_at(proc_far(e, PIECES_MAX * sizeof(*g.piece)),
-				      PIECES_MAX * sizeof(*g.piece));
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent);
+	room = (e->vmas_limit / 2 - e->vmas_now) / 2;
+	if (room < 1)
+		return;
+	if (!worth_a_fork(broken)) {
+		s->home_at_usec = now + SCAN_HOME_USEC;
+		return;
+	}
+	if (!s->home_pieces)
+		s->home_pieces = PIECES_LEAST;
+	g.piece = proc_arena_alloc_at(proc_far(e, PIECES_MOST * sizeof(*g.piece)),
+				      PIECES_MOST * sizeof(*g.piece));
 	if (!g.piece)
 		return;
-	g.max = room < PIECES_MAX ? (unsigned)room : PIECES_MAX;
+	g.max = room < s->home_pieces ? (unsigned)room : s->home_pieces;
 	all_broken(&g, false);
 	n = g.n;
-	(void)proc_retreat_pieces(e, g.piece, n);
-	for (unsigned i = 0; s->wp && i < n; i++)
-		scan_arm(e, g.piece[i].start, g.piece[i].end);
-	/* What had to stay turns out as broken again at the next attempt to merge it: aside. */
-	all_broken(&g, true);
-	proc_arena_free(g.piece, PIECES_MAX * sizeof(*g.piece));
+	took = bring(&g, n);
 	e->vmas_now += 2 * (int64_t)n;
 	s->n.homecomings++;
-	/* Not needed for long: the writing is over. */
-	if (now - s->home_at_usec > SCAN_HOME_USEC << s->home_idle)
-		s->home_idle = 0;
-	s->home_at_usec = now + (SCAN_HOME_USEC << s->home_idle);
-	if (s->home_idle < IDLE_LATEST)
-		s->home_idle++;
+	pace_homecoming(s, now, took, n == s->home_pieces);
 }

@@ -226,7 +226,7 @@ static void commit(struct proc_engine *e, const struct scan_look *look, const st
 		struct sys_vma v;
 
 		if (g == s->regions || s->region[g].start > at ||
-		    sys_vma_query(e->maps_fd, at, 0, &v) < 0) {
+		    scan_vma_at(e, at, &v) < 0 || v.start > at) {
 			proc_plan_skip(&e->work->plan[i], SAMEPAGE_REASON_VANISHED);
 			i = next_planned(e, i + 1);
 			continue;

@@ -14,6 +14,7 @@
  * First the changes are asked for, then what is present: what is written in between
  * shows in the next look.
  */
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -60,9 +61,45 @@ static bool protect(struct proc_engine *e, struct scan_look *look, uint64_t star
 
 /* --- registration ----------------------------------------------------------- */
 
-static int vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
+struct search {
+	uint64_t addr;
+	struct sys_vma *found;
+};
+
+static int covers_or_follows(const struct sys_vma *v, void *arg)
 {
-	return sys_vma_query(e->maps_fd, addr, SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA, v);
+	struct search *s = arg;
+
+	if (v->end <= s->addr)
+		return 0;
+	*s->found = *v;
+	return 1;
+}
+
+int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
+{
+	struct search s = { addr, v };
+	int got;
+
+	if (e->have_procmap_query)
+		return sys_vma_query(e->maps_fd, addr, SYS_PROCMAP_QUERY_COVERING_OR_NEXT_VMA, v);
+	/* Before Linux 6.11: dear, but this is asked for what is new or to be merged only. */
+	got = sys_maps_each(0, e->work->count_buf, sizeof(e->work->count_buf), covers_or_follows, &s);
+	return got < 0 ? got : got == 0 ? -ENOENT : 0;
+}
+
+int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	int err = -EPERM;
+
+	if (e->uffd < 0)
+		return -EBADF;
+	proc_mem_lock_engine();
+	if (proc_mem_is_owned(start, end))
+		err = sys->uffd_register(e->uffd, (void *)start, end - start,
+					 UFFDIO_REGISTER_MODE_WP);
+	proc_mem_unlock_engine();
+	return err;
 }
 
 static void arm_mapping(struct proc_engine *e, const struct sys_vma *v, uint64_t start,
@@ -84,7 +121,7 @@ void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
 		return;
 	/* What is registered is owned, and stays so until it is. */
 	proc_mem_lock_engine();
-	while (at < end && vma_at(e, at, &v) == 0 && v.start < end) {
+	while (at < end && scan_vma_at(e, at, &v) == 0 && v.start < end) {
 		uint64_t lo = v.start > at ? v.start : at;
 
 		at = v.end < end ? v.end : end;
@@ -92,6 +129,38 @@ void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
 	}
 	proc_mem_unlock_engine();
 	protect(e, NULL, start, end);
+}
+
+/*
+ * It was one anonymous mapping, and what the plan did not map is so still. Only where the
+ * scanner watches: a caller's own range may be anything's by the time it returns.
+ */
+void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi)
+{
+	const struct core_plan_page *plan = e->work->plan;
+	uint32_t i = lo, end;
+
+	if (!e->scan->wp || e->uffd < 0 || !scan_chunk_at(e->scan, c->base))
+		return;
+	for (; i < hi; i = end) {
+		uint64_t at = c->base + ((uint64_t)i << e->page_shift);
+		uint64_t bytes;
+
+		for (end = i; end < hi && plan[end].kind != CORE_PLAN_SLOT; end++)
+			;
+		bytes = (uint64_t)(end - i) << e->page_shift;
+		if (bytes && proc_mem_is_owned(at, at + bytes))
+			(void)sys->uffd_register(e->uffd, (void *)at, bytes,
+						 UFFDIO_REGISTER_MODE_WP);
+		while (end < hi && plan[end].kind == CORE_PLAN_SLOT)
+			end++;
+	}
+}
+
+void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	if (e->scan->wp && e->uffd >= 0)
+		protect(e, NULL, start, end);
 }
 
 void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -103,7 +172,7 @@ void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
 		return;
 	proc_mem_lock_engine();
 	/* One by one: where one mapping cannot be, none in the range would be. */
-	while (at < end && vma_at(e, at, &v) == 0 && v.start < end) {
+	while (at < end && scan_vma_at(e, at, &v) == 0 && v.start < end) {
 		uint64_t lo = v.start > at ? v.start : at;
 
 		at = v.end < end ? v.end : end;
@@ -144,6 +213,13 @@ static void see_present(struct proc_engine *e, struct scan_look *look, uint64_t 
 	}
 }
 
+static void mark_inside(struct proc_engine *e, struct scan_look *look, uint64_t start,
+			uint64_t end)
+{
+	for (uint32_t p = page_of(e, look->chunk, start); p < page_of(e, look->chunk, end); p++)
+		look->seen[p] |= SCAN_INSIDE;
+}
+
 static bool something_waits(const struct proc_engine *e, const struct scan_chunk *k)
 {
 	return !e->scan->wp || k->looks <= 1 || k->news || k->huge || k->pages[CORE_PAGE_FRESH] ||
@@ -173,9 +249,10 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 			uint64_t from = g->start > k->base ? g->start : k->base;
 			uint64_t until = g->end < end ? g->end : end;
 
-			if (present)
+			if (present) {
+				mark_inside(e, look, from, until);
 				see_present(e, look, from, until);
-			else if (s->wp && !all_merged(k))
+			} else if (s->wp && !all_merged(k))
 				changed |= protect(e, look, from, until);
 		}
 		if (!present && !changed && !something_waits(e, k))

@@ -13,6 +13,10 @@
  *
  * The registration can wait for nobody but the engine; the memory lock is not held
  * across that.
+ *
+ * One that is told of forks (UFFD_FEATURE_EVENT_FORK) would be told of ours, which wait,
+ * under the memory lock, until the program has read that. So there are none from the first
+ * such registration on.
  */
 #include "shim/shim.h"
 
@@ -47,12 +51,37 @@ int shim_bring_home(const struct shim_range *range)
 	return err == 0 || err == -ENOMEM ? err : -EBUSY;
 }
 
+/* Is, or was, a userfaultfd asked to tell of forks? */
+static _Atomic bool tells_of_forks;
+
+static void note_features(const void *arg)
+{
+	struct uffdio_api api;
+	struct iovec to = { &api, sizeof(api) }, from = { (void *)(uintptr_t)arg, sizeof(api) };
+
+	if (sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(api) &&
+	    (api.features & UFFD_FEATURE_EVENT_FORK))
+		atomic_store(&tells_of_forks, true);
+}
+
+/* With the lock: a fork of ours that has begun is over. */
+static void forbid_forks(void)
+{
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	proc_engine_without_fork();
+	proc_mem_unlock(&guard);
+}
+
 long shim_ioctl(int fd, unsigned long request, long arg)
 {
 	struct uffdio_register reg;
 	struct iovec to = { &reg, sizeof(reg) }, from = { (void *)arg, sizeof(reg) };
 	struct shim_range range;
 
+	if ((uint32_t)request == (uint32_t)UFFDIO_API && shim_is_ready())
+		note_features((const void *)arg);
 	/* The kernel takes 32 bits; one that was kept in an int comes sign-extended. */
 	if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER && shim_is_ready() &&
 	    sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(reg) &&
@@ -61,6 +90,8 @@ long shim_ioctl(int fd, unsigned long request, long arg)
 
 		if (err < 0)
 			return err;
+		if (atomic_load(&tells_of_forks))
+			forbid_forks();
 	}
 	return sys_raw(SYS_ioctl, fd, request, arg);
 }

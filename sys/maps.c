@@ -402,22 +402,49 @@ int64_t sys_pss_bytes(int pid)
 	return more < 0 ? more : -ENODATA;
 }
 
+/* The beginning of a file, with a NUL: 0, or -errno. */
+static int read_text(const char *path, char *text, size_t room)
+{
+	int fd = sys->open(path, O_RDONLY | O_CLOEXEC, 0);
+	ssize_t n;
+
+	if (fd < 0)
+		return fd;
+	n = sys->read(fd, text, room - 1);
+	sys->close(fd);
+	if (n < 0)
+		return (int)n;
+	text[n] = '\0';
+	return 0;
+}
+
+int64_t sys_anonymous_pages(void)
+{
+	char text[128];
+	const char *s = text;
+	uint64_t number[3] = { 0 }; /* size, resident, of files */
+	int err = read_text("/proc/thread-self/statm", text, sizeof(text));
+
+	if (err < 0)
+		return err;
+	for (unsigned i = 0; i < 3; i++) {
+		skip_spaces(&s);
+		if (!take_number(&s, 10, &number[i]))
+			return -EINVAL;
+	}
+	return number[1] < number[2] ? 0 : (int64_t)(number[1] - number[2]);
+}
+
 int64_t sys_read_number(const char *path)
 {
 	char text[64];
 	const char *s = text;
 	uint64_t value;
 	bool negative;
-	ssize_t n;
-	int fd = sys->open(path, O_RDONLY | O_CLOEXEC, 0);
+	int err = read_text(path, text, sizeof(text));
 
-	if (fd < 0)
-		return fd;
-	n = sys->read(fd, text, sizeof(text) - 1);
-	sys->close(fd);
-	if (n < 0)
-		return n;
-	text[n] = '\0';
+	if (err < 0)
+		return err;
 	skip_spaces(&s);
 	negative = take_char(&s, '-');
 	if (!take_number(&s, 10, &value) || (*s != '\n' && *s != '\0'))

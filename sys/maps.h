@@ -65,6 +65,8 @@ int sys_vma_query(int fd, uint64_t addr, uint64_t query_flags, struct sys_vma *v
 int64_t sys_map_count(int pid, char *buf, size_t buf_bytes);
 /* Proportional set size from smaps_rollup, or -errno. */
 int64_t sys_pss_bytes(int pid);
+/* Pages of the calling process's own: resident, without those of files. Or -errno. */
+int64_t sys_anonymous_pages(void);
 /* A number from a one-number file (sysctl, sysfs), or -errno. */
 int64_t sys_read_number(const char *path);
 /*

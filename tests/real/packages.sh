@@ -14,7 +14,7 @@
 set -u
 root=${1:?folder to unpack into}
 packages=(redis-server redis-tools postgresql-15 nginx-light apache2-utils busybox-static
-	qemu-system-x86 seabios stress-ng)
+	qemu-system-x86 seabios stress-ng debootstrap)
 cache=$root.debs
 export DEBIAN_FRONTEND=noninteractive
 
@@ -22,7 +22,7 @@ command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || {
 	echo 'no Debian here: suite real runs what is installed'
 	exit 0
 }
-[ -e "$root/complete" ] && exit 0
+[ "$(cat "$root/complete" 2>/dev/null)" = "${packages[*]}" ] && exit 0
 mkdir -p "$root" "$cache/partial" "$cache/lists/partial" || exit 0
 
 options=(-q -y -o "Dir::Cache::archives=$cache" -o Debug::NoLocking=1
@@ -58,12 +58,12 @@ for deb in "$cache"/*.deb; do
 done
 missing=
 for file in usr/bin/redis-server usr/lib/postgresql/15/bin/postgres usr/sbin/nginx usr/bin/ab \
-	bin/busybox usr/bin/qemu-system-x86_64 usr/bin/stress-ng 'boot/vmlinuz-*' \
+	bin/busybox usr/bin/qemu-system-x86_64 usr/bin/stress-ng usr/sbin/debootstrap 'boot/vmlinuz-*' \
 	usr/lib/python3.11/test/test_dict.py; do
 	compgen -G "$root/$file" >/dev/null || missing="$missing $file"
 done
 if [ -z "$missing" ]; then
-	touch "$root/complete"
+	echo "${packages[*]}" >"$root/complete"
 	rm -rf "$cache"
 else
 	echo "not to be had:$missing"

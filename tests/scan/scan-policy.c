@@ -32,7 +32,7 @@ static void run_writer(unsigned self)
 	st_did(self, 1);
 	last = sys_now_usec();
 	while (atomic_load(&st_board->step) < 2) {
-		write_hot(p, ++tick % 3);
+		write_hot(p, ++tick);
 		now = sys_now_usec();
 		if (now - last > atomic_load(&st_board->out[self][0]))
 			atomic_store(&st_board->out[self][0], now - last);
@@ -108,13 +108,13 @@ static void run_two_kinds(unsigned self)
 	pt_fill(p, HOT, 15);
 	st_did(self, 1);
 	while (atomic_load(&st_board->step) < 2) {
-		write_hot(p, ++tick % 3);
+		write_hot(p, ++tick);
 		st_nap(3);
 	}
 	pt_fill(p + HOT * pt_page(), HOT, 16); /* in the same chunk, as a rule */
 	st_did(self, 2);
 	while (atomic_load(&st_board->step) < 3) {
-		write_hot(p, ++tick % 3);
+		write_hot(p, ++tick);
 		st_nap(3);
 	}
 	PT_CHECK(pt_differs(p + HOT * pt_page(), HOT, 16) == -1);

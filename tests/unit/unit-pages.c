@@ -384,6 +384,27 @@ static void test_blind(void **state)
 	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_FRESH);
 }
 
+/* One that never rests is hashed less and less often, too. */
+static void test_blind_left_alone(void **state)
+{
+	struct core_pages_group g = { 0 };
+	uint64_t now = 1000;
+	uint32_t tag = 1, first_minute = 0;
+
+	(void)state;
+	for (uint32_t looks = 1; now < 10 * 60000; looks++) {
+		struct core_pages_clock c = { (uint32_t)now, FIRST_MSEC, looks };
+
+		if (look(&g, 0, now, looks, true, false, true) == CORE_PAGE_HASH) {
+			assert_false(core_page_hashed(&g, 0, tag++, true, &c));
+			first_minute += now < 60000;
+		}
+		now += FIRST_MSEC;
+	}
+	assert_true(core_page_level(&g, 0) >= CORE_PAGES_LEVEL_VOLATILE);
+	assert_true(tag - first_minute < first_minute * 4);
+}
+
 /* Told about changes, a page is known until it changes; other bytes are reported anew. */
 static void test_known(void **state)
 {
@@ -486,6 +507,7 @@ int main(void)
 		cmocka_unit_test(test_each_its_own),
 		cmocka_unit_test(test_broken),
 		cmocka_unit_test(test_blind),
+		cmocka_unit_test(test_blind_left_alone),
 		cmocka_unit_test(test_known),
 		cmocka_unit_test(test_wrap),
 		cmocka_unit_test(test_looked_at_late),
