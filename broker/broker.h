@@ -166,6 +166,7 @@ struct broker_session {
 	bool silent;            /* ... and out of time */
 	bool askable;           /* in broker->askable */
 	uint32_t asked_seq;
+	uint32_t late_op;       /* CORE_WIRE_OP_*, 0: none; missed while it was silent */
 	uint64_t asked_until;
 	struct broker_target *asked; /* NULL: nobody waits for the answer */
 	struct broker_target_list targets; /* all that name it and are not done */

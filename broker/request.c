@@ -10,7 +10,9 @@
  *   askable  owes nothing, somebody in line: asked in the next step
  *   owing    has asked_until to answer
  *   silent   that has passed: whoever is in line, or comes, gets -ETIMEDOUT at once
- *            until the answer has come; a stopped program costs its time once
+ *            until the answer has come; a stopped program costs its time once. What it
+ *            was to hear of pausing then (late_op) is the first that it is asked after that:
+ *            else it would go on scanning when all others rest
  *
  * Candidate rounds. A domain's table counts pages of one round, so a MERGE or LOOK
  * has a part for each domain, and the parts of a domain stand in line: one round at
@@ -38,7 +40,7 @@ static void part_ready(struct broker_part *part)
 
 static void session_askable(struct broker_session *s)
 {
-	if (s->askable || s->owes || TAILQ_EMPTY(&s->wanting))
+	if (s->askable || s->owes || (TAILQ_EMPTY(&s->wanting) && !s->late_op))
 		return;
 	s->askable = true;
 	TAILQ_INSERT_TAIL(&s->broker->askable, s, askable_link);
@@ -73,6 +75,17 @@ void broker_target_done(struct broker_target *t, int error)
 	broker_op_dirty(op);
 }
 
+/* It was never asked: whoever wants that is told, and what is to last is kept. */
+static void target_missed(struct broker_target *t)
+{
+	struct broker_session *s = t->session;
+
+	if (t->what == CORE_WIRE_OP_RESUME || t->what == CORE_WIRE_OP_UNMERGE ||
+	    (t->what == CORE_WIRE_OP_PAUSE && s->late_op != CORE_WIRE_OP_UNMERGE))
+		s->late_op = t->what;
+	broker_target_done(t, -ETIMEDOUT);
+}
+
 static bool of_root(const struct broker_op *op)
 {
 	return op->asker->peer.uid == 0;
@@ -83,11 +96,11 @@ void broker_target_want(struct broker_target *t, uint32_t what)
 	struct broker_session *s = t->session;
 	struct broker_target *other = NULL;
 
+	t->what = what;
 	if (s->silent) {
-		broker_target_done(t, -ETIMEDOUT);
+		target_missed(t);
 		return;
 	}
-	t->what = what;
 	t->state = TARGET_WANTING;
 	if (t->part)
 		t->part->busy++;
@@ -179,15 +192,17 @@ static void part_step(struct broker_part *part)
 /* Sending may drop the session: all is in order before it, nothing is touched after. */
 static void ask_next(struct broker_session *s)
 {
-	struct broker_target *t = TAILQ_FIRST(&s->wanting);
-	struct core_wire_request m = { 0 };
+	struct broker_target *t = s->late_op ? NULL : TAILQ_FIRST(&s->wanting);
+	struct core_wire_request m = { .op = t ? t->what : s->late_op };
 	struct broker *b = s->broker;
 
-	if (!t || s->owes)
+	if (!m.op || s->owes)
 		return;
-	TAILQ_REMOVE(&s->wanting, t, wanting_link);
-	t->state = TARGET_ASKED;
-	m.op = t->what;
+	if (t) {
+		TAILQ_REMOVE(&s->wanting, t, wanting_link);
+		t->state = TARGET_ASKED;
+	}
+	s->late_op = 0;
 	s->asked = t;
 	s->asked_seq = ++b->last_request_seq;
 	s->asked_until = b->now + b->config.request_timeout_usec;
@@ -228,7 +243,7 @@ uint64_t broker_request_expire(struct broker *b)
 		if (s->asked)
 			broker_target_done(s->asked, -ETIMEDOUT);
 		while (!TAILQ_EMPTY(&s->wanting))
-			broker_target_done(TAILQ_FIRST(&s->wanting), -ETIMEDOUT);
+			target_missed(TAILQ_FIRST(&s->wanting));
 	}
 	return s ? s->asked_until : BROKER_NEVER;
 }

@@ -153,7 +153,8 @@ static void all_reasons(const struct top_row *row, char *buf, size_t bytes)
 		append(buf, bytes, " ");
 		append(buf, bytes, count_of((double)list[i].pages).text);
 	}
-	append(buf, bytes, " pages");
+	if (n)
+		append(buf, bytes, " pages");
 }
 
 /* Sums ----------------------------------------------------------------------- */

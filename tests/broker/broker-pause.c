@@ -173,6 +173,43 @@ static void test_pause_users(void **state)
 	close(go[1]);
 }
 
+/* Who is stopped while all are told to pause is told when it is back; the last word counts. */
+static void test_pause_silent(void **state)
+{
+	static const char *const args[] = { "--request-timeout", "1", NULL };
+	struct bt_daemon d;
+	struct bt_client asks, stopped;
+
+	(void)state;
+	bt_daemon_start(&d, args);
+	bt_control(&asks, &d);
+	bt_open(&stopped, &d, "default");
+	bt_ctl(&asks, CORE_WIRE_OP_STATS, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_expect_request(&stopped, CORE_WIRE_OP_STATS);
+	/* In line behind that, then refused at once. */
+	bt_ctl(&asks, CORE_WIRE_OP_UNMERGE, CORE_WIRE_CTL_ALL, NULL, 0);
+	for (int i = 0; i < 2; i++) {
+		bt_expect(&asks, CORE_WIRE_CTL_ITEM);
+		bt_expect(&asks, CORE_WIRE_CTL_END);
+	}
+	bt_ctl(&asks, CORE_WIRE_OP_PAUSE, CORE_WIRE_CTL_ALL, NULL, 0);
+	assert_int_equal(((const struct core_wire_ctl_item *)
+			  bt_expect(&asks, CORE_WIRE_CTL_ITEM))->report.error, -ETIMEDOUT);
+	bt_expect(&asks, CORE_WIRE_CTL_END);
+	bt_answer(&stopped, 0, 1); /* the old question: it is back */
+	bt_expect_request(&stopped, CORE_WIRE_OP_UNMERGE); /* which pauses as well */
+	bt_answer(&stopped, 0, 1);
+	assert_int_equal(bt_receive(&stopped, 0), -ETIMEDOUT); /* once */
+	bt_ctl(&asks, CORE_WIRE_OP_RESUME, CORE_WIRE_CTL_ALL, NULL, 0);
+	bt_expect_request(&stopped, CORE_WIRE_OP_RESUME);
+	bt_answer(&stopped, 0, 1);
+	bt_expect(&asks, CORE_WIRE_CTL_ITEM);
+	bt_expect(&asks, CORE_WIRE_CTL_END);
+	bt_close(&asks);
+	bt_close(&stopped);
+	bt_daemon_stop(&d);
+}
+
 #define PAUSE(test) cmocka_unit_test_setup_teardown(test, before, after)
 
 int main(void)
@@ -181,6 +218,7 @@ int main(void)
 		PAUSE(test_pause),
 		PAUSE(test_pause_one),
 		PAUSE(test_pause_users),
+		cmocka_unit_test(test_pause_silent),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);
