@@ -144,7 +144,7 @@ run() {
 
 plain() {
 	build build || return
-	run build 700 --no-suite real
+	run build 900 --no-suite real
 	# Programs of others: each loaded for a few seconds here, see CONTRIBUTING.md.
 	within 120 tests/real/packages.sh "$PWD/build/real-root"
 	# The guests' image, once; without it their test skips, and says why.
