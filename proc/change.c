@@ -243,7 +243,7 @@ int proc_mem_discard(uint64_t start, uint64_t end, int advice)
 			if (err < 0)
 				return err;
 			/* Another mapping, of which the scanner knows nothing. */
-			proc_mem_protected(c.vma[i].start, c.vma[i].end);
+			proc_mem_made_fresh(c.vma[i].start, c.vma[i].end);
 			at = c.vma[i].end;
 		}
 		c.start = c.resume;

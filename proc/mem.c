@@ -445,6 +445,11 @@ void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes_th
 		known_flags = *flags;
 }
 
+void proc_mem_made_fresh(uint64_t start, uint64_t end)
+{
+	watch_touched(start, end);
+}
+
 void proc_mem_protected(uint64_t start, uint64_t end)
 {
 	watch_touched(start, end);

@@ -94,6 +94,8 @@ void proc_mem_moved(uint64_t old_start, uint64_t old_bytes, uint64_t new_start, 
 void proc_mem_touched(uint64_t start, uint64_t end);
 /* Protection alone, nothing else. */
 void proc_mem_protected(uint64_t start, uint64_t end);
+/* Another mapping of the same kind: passes go on, the scanner looks again. */
+void proc_mem_made_fresh(uint64_t start, uint64_t end);
 /*
  * The VMA flags and key of one range, as smaps had them, for as long as nothing but its
  * protection changes: reading smaps costs a walk over all memory below the range, too
