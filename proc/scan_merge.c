@@ -138,9 +138,30 @@ static bool worth_splitting(struct proc_engine *e, struct scan_look *look)
 	return true;
 }
 
-/* What would be promoted is not, unless at least so many pages in a row would merge. */
-static void keep_long_stretches(struct proc_engine *e, struct scan_look *look, uint32_t least)
+/*
+ * Is a run of so many pages worth the mappings that it costs? The more of them are taken,
+ * by the runs before it as well, the longer it must be.
+ */
+static bool afford(const struct proc_engine *e, int64_t *used, uint32_t pages)
 {
+	uint32_t least = core_pace_shortest_run(*used, e->vmas_limit);
+
+	if (!least || pages < least)
+		return false;
+	*used += 2;
+	return true;
+}
+
+/* Could this chunk come to where mappings are short? */
+static bool tight(const struct proc_engine *e)
+{
+	return (e->vmas_now + PROC_CHUNK_PAGES) * 2 > e->vmas_limit;
+}
+
+/* What would be promoted is not where the stretch that would merge is not worth it. */
+static void keep_long_stretches(struct proc_engine *e, struct scan_look *look)
+{
+	int64_t used = e->vmas_now;
 	uint32_t i = 0, end;
 
 	for (; i < PROC_CHUNK_PAGES; i = end + 1) {
@@ -148,7 +169,7 @@ static void keep_long_stretches(struct proc_engine *e, struct scan_look *look, u
 							 e->work->plan[end].kind == CORE_PLAN_SLOT);
 		     end++)
 			;
-		if (least && end - i >= least)
+		if (end == i || afford(e, &used, end - i))
 			continue;
 		for (; i < end; i++) {
 			if (look->want[i] != SCAN_TWIN)
@@ -161,17 +182,16 @@ static void keep_long_stretches(struct proc_engine *e, struct scan_look *look, u
 }
 
 /* Mappings are short: leave out runs that are not worth one. */
-static void plan_long_runs(struct proc_engine *e, uint32_t least)
+static void plan_long_runs(struct proc_engine *e)
 {
 	struct core_plan_run *runs = e->work->runs;
+	int64_t used = e->vmas_now;
 	size_t n;
 
-	if (least == 1)
-		return;
 	n = core_plan_runs(e->work->plan, PROC_CHUNK_PAGES,
 			   e->link->index.header->segment_slots, runs, PROC_CHUNK_PAGES);
 	for (size_t r = 0; r < n; r++) {
-		if (runs[r].kind != CORE_PLAN_SLOT || (least && runs[r].pages >= least))
+		if (runs[r].kind != CORE_PLAN_SLOT || afford(e, &used, runs[r].pages))
 			continue;
 		for (uint32_t i = 0; i < runs[r].pages; i++)
 			proc_plan_skip(&e->work->plan[runs[r].first + i], SAMEPAGE_REASON_MAP_COUNT);
@@ -333,19 +353,25 @@ static void count_promoted(struct proc_engine *e, const struct scan_look *look,
 						 : res->pages_promoted;
 }
 
-static uint32_t shortest_run(struct proc_engine *e, uint64_t age_usec)
+/* Between counts the number only ever grows; so when it is tight, it is counted again. */
+static bool mappings_tight(struct proc_engine *e, uint64_t age_usec)
 {
-	proc_pass_scan_budget(e, &e->scan->budget, e->scan->set.map_percent, age_usec);
-	return core_pace_shortest_run(e->vmas_now, e->vmas_limit);
+	struct proc_scan *s = e->scan;
+
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent, age_usec);
+	if (tight(e))
+		proc_pass_scan_budget(e, &s->budget, s->set.map_percent, SCAN_COUNT_USEC);
+	return tight(e);
 }
 
 void scan_merge(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_work *w = e->work;
 	struct samepage_result res = { 0 };
-	uint32_t planned = 0, least = shortest_run(e, SCAN_COUNT_IDLE_USEC);
+	bool few = mappings_tight(e, SCAN_COUNT_IDLE_USEC);
+	uint32_t planned = 0;
 	struct proc_chunk c = { .base = look->chunk->base, .end = PROC_CHUNK_PAGES, .owned = true,
-				.scan = look, .dry = look->huge_pages > 0 || least != 1,
+				.scan = look, .dry = look->huge_pages > 0 || few,
 				.mode = PROC_MODE_SCAN };
 
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
@@ -358,14 +384,14 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 	proc_look_wanted(e, &c, look->want, SCAN_HASH, &res);
 	if (c.dry && (!look->huge_pages || worth_splitting(e, look))) {
 		c.dry = false;
-		if (least != 1)
-			keep_long_stretches(e, look, least);
+		if (few)
+			keep_long_stretches(e, look);
 		proc_look_wanted(e, &c, look->want, SCAN_TWIN, &res);
 	}
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
-	if (planned)
-		plan_long_runs(e, shortest_run(e, SCAN_COUNT_USEC));
+	if (planned && mappings_tight(e, SCAN_COUNT_USEC))
+		plan_long_runs(e);
 	commit(e, look, &c, &res);
 	if (w->collisions)
 		memset(w->collided, 0, sizeof(w->collided));

@@ -102,31 +102,45 @@ int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
 	return err;
 }
 
-static void arm_mapping(struct proc_engine *e, const struct sys_vma *v, uint64_t start,
-			uint64_t end)
-{
-	if (!v->anonymous || v->shared || (v->prot & PROT_WRITE) == 0 ||
-	    !proc_mem_is_owned(start, end))
-		return;
-	/* Refused (a registration of the program's own): then nothing is tracked there. */
-	(void)sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
-}
+typedef void each_fn(struct proc_engine *e, uint64_t start, uint64_t end);
 
-void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
+/*
+ * Each anonymous private mapping's part of the range. Lock held: what is owned, and so may be
+ * registered, stays so meanwhile. One by one, for where one cannot be, none would be.
+ */
+static void each_anonymous(struct proc_engine *e, uint64_t start, uint64_t end, each_fn *fn)
 {
 	uint64_t at = start;
 	struct sys_vma v;
 
-	if (e->uffd < 0)
-		return;
-	/* What is registered is owned, and stays so until it is. */
-	proc_mem_lock_engine();
 	while (at < end && scan_vma_at(e, at, &v) == 0 && v.start < end) {
 		uint64_t lo = v.start > at ? v.start : at;
 
 		at = v.end < end ? v.end : end;
-		arm_mapping(e, &v, lo, at);
+		if (v.anonymous && !v.shared)
+			fn(e, lo, at);
 	}
+}
+
+static void arm_mapping(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	/* Refused (a registration of the program's own): then nothing is tracked there. */
+	if (proc_mem_is_owned(start, end))
+		(void)sys->uffd_register(e->uffd, (void *)start, end - start,
+					 UFFDIO_REGISTER_MODE_WP);
+}
+
+static void disarm_mapping(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	(void)sys->uffd_unregister(e->uffd, (void *)start, end - start);
+}
+
+void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	if (e->uffd < 0)
+		return;
+	proc_mem_lock_engine();
+	each_anonymous(e, start, end, arm_mapping);
 	proc_mem_unlock_engine();
 	protect(e, NULL, start, end);
 }
@@ -165,20 +179,10 @@ void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end)
 
 void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	uint64_t at = start;
-	struct sys_vma v;
-
 	if (e->uffd < 0)
 		return;
 	proc_mem_lock_engine();
-	/* One by one: where one mapping cannot be, none in the range would be. */
-	while (at < end && scan_vma_at(e, at, &v) == 0 && v.start < end) {
-		uint64_t lo = v.start > at ? v.start : at;
-
-		at = v.end < end ? v.end : end;
-		if (v.anonymous && !v.shared)
-			(void)sys->uffd_unregister(e->uffd, (void *)lo, at - lo);
-	}
+	each_anonymous(e, start, end, disarm_mapping);
 	proc_mem_unlock_engine();
 }
 

@@ -402,8 +402,7 @@ int64_t sys_pss_bytes(int pid)
 	return more < 0 ? more : -ENODATA;
 }
 
-/* The beginning of a file, with a NUL: 0, or -errno. */
-static int read_text(const char *path, char *text, size_t room)
+int sys_read_text(const char *path, char *text, size_t room)
 {
 	int fd = sys->open(path, O_RDONLY | O_CLOEXEC, 0);
 	ssize_t n;
@@ -423,7 +422,7 @@ int64_t sys_anonymous_pages(void)
 	char text[128];
 	const char *s = text;
 	uint64_t number[3] = { 0 }; /* size, resident, of files */
-	int err = read_text("/proc/thread-self/statm", text, sizeof(text));
+	int err = sys_read_text("/proc/thread-self/statm", text, sizeof(text));
 
 	if (err < 0)
 		return err;
@@ -441,7 +440,7 @@ int64_t sys_read_number(const char *path)
 	const char *s = text;
 	uint64_t value;
 	bool negative;
-	int err = read_text(path, text, sizeof(text));
+	int err = sys_read_text(path, text, sizeof(text));
 
 	if (err < 0)
 		return err;

@@ -67,6 +67,8 @@ int64_t sys_map_count(int pid, char *buf, size_t buf_bytes);
 int64_t sys_pss_bytes(int pid);
 /* Pages of the calling process's own: resident, without those of files. Or -errno. */
 int64_t sys_anonymous_pages(void);
+/* The beginning of a file, with a NUL: 0, or -errno. */
+int sys_read_text(const char *path, char *text, size_t room);
 /* A number from a one-number file (sysctl, sysfs), or -errno. */
 int64_t sys_read_number(const char *path);
 /*

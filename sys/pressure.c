@@ -1,24 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* How short memory is: /proc/meminfo and /proc/pressure/memory (PSI). */
-#include <fcntl.h>
 #include <string.h>
 
 #include "sys/maps.h"
-#include "sys/sys.h"
-
-/* The beginning of a file as a string: the length, or -errno. */
-static ssize_t read_start(const char *path, char *text, size_t room)
-{
-	int fd = sys->open(path, O_RDONLY | O_CLOEXEC, 0);
-	ssize_t n;
-
-	if (fd < 0)
-		return fd;
-	n = sys->read(fd, text, room - 1);
-	sys->close(fd);
-	text[n < 0 ? 0 : n] = '\0';
-	return n;
-}
 
 /* What stands behind key, or NULL. */
 static const char *behind(const char *text, const char *key)
@@ -71,10 +55,10 @@ void sys_memory_state(uint32_t *available_permille, uint32_t *pressure)
 
 	*available_permille = UINT32_MAX;
 	*pressure = 0;
-	if (read_start("/proc/meminfo", text, sizeof(text)) > 0 &&
+	if (sys_read_text("/proc/meminfo", text, sizeof(text)) == 0 &&
 	    number_behind(text, "MemTotal:", &total) &&
 	    number_behind(text, "MemAvailable:", &available) && total > 0)
 		*available_permille = available >= total ? 1000 : (uint32_t)(available * 1000 / total);
-	if (read_start("/proc/pressure/memory", text, sizeof(text)) > 0)
+	if (sys_read_text("/proc/pressure/memory", text, sizeof(text)) == 0)
 		*pressure = hundredths_behind(text, "some avg10=");
 }
