@@ -81,7 +81,7 @@ enum scan_want {
 };
 
 /* How old the number of mappings may be when some are to be made, or only a look is. */
-#define SCAN_COUNT_USEC 2000000u
+#define SCAN_COUNT_USEC 200000u
 #define SCAN_COUNT_IDLE_USEC 60000000u
 
 struct proc_scan {
