@@ -83,9 +83,15 @@ fake older
 try "$SAMEPAGE" status
 check "a broker of another version: status 1" status_is 1
 check "a broker of another version: says so" err_has 'speaks another version of the protocol'
-try "$SAMEPAGE" run -- /bin/echo ran
-check "run, a broker of another version: the program runs, one line says why it is unmerged" \
-	sh -c 'grep -qx ran "$1/out" && [ "$(wc -l <"$1/err")" = 1 ] && grep -q "run: unmerged: " "$1/err"' sh "$tmp"
+# A library that is sanitized itself cannot be preloaded into a program that is not.
+if grep -q __asan_init "$SAMEPAGE"; then
+	skip "run, a broker of another version" "sanitized"
+else
+	try "$SAMEPAGE" run -- /bin/echo ran
+	check "run, a broker of another version: the program runs, one line says why it is unmerged" \
+		sh -c 'grep -qx ran "$1/out" && [ "$(wc -l <"$1/err")" = 1 ] &&
+			grep -q "run: unmerged: " "$1/err"' sh "$tmp"
+fi
 try "$SAMEPAGE" check
 check "check, a broker of another version: it does not work" status_is 1
 check "check, a broker of another version: names no other reason" out_has '^Merging does not work: .*broker'
