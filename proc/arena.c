@@ -12,30 +12,32 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "proc/scan.h"
+#include "proc/internal.h"
 
 static const char small_place; /* somewhere in the library */
 
 /*
- * What a scanner maps at moments of its own choice must not come between what the program
- * maps: replicas that have one address layout would come to differ, and their pointers
- * with them. So it goes far below, one after the other, around and around in a stretch
+ * What the engine maps at moments of its own choice must not come where the program maps.
+ * A program may unmap a range and map it again with MAP_FIXED a moment later: if a mapping of
+ * ours had come to lie there, it would be the program's, and we would compare with its bytes
+ * and unmap its pages. And replicas that have one address layout would come to differ, and
+ * their pointers with them. So it goes far below, one after the other, around and around in a stretch
  * in which there is hardly anything; where there is, the kernel finds another place.
  */
 #define FAR_FROM (6ull << 30) /* below the library; the link's mappings are above */
 #define FAR_BYTES (2ull << 30)
-void *proc_far(struct proc_engine *e, size_t bytes)
-{
-	struct proc_scan *s = e->scan;
-	uintptr_t base = (uintptr_t)&small_place & ~(uintptr_t)(e->page_bytes - 1);
+static _Atomic uint32_t far_pages;
 
-	if (!s || base < 2 * (FAR_FROM + FAR_BYTES) || bytes > FAR_BYTES / 4)
+void *proc_far(size_t bytes)
+{
+	size_t page = sys_page_bytes();
+	uint32_t pages = (uint32_t)((bytes + page - 1) / page) + 1, at;
+	uintptr_t base = (uintptr_t)&small_place & ~(uintptr_t)(page - 1);
+
+	if (base < 2 * (FAR_FROM + FAR_BYTES) || bytes > FAR_BYTES / 4)
 		return NULL;
-	if (s->far_bytes + bytes > FAR_BYTES)
-		s->far_bytes = 0;
-	base = base - FAR_FROM - s->far_bytes - bytes;
-	s->far_bytes += bytes;
-	return (void *)(base & ~(uintptr_t)(e->page_bytes - 1));
+	at = atomic_fetch_add(&far_pages, pages) % (uint32_t)(FAR_BYTES / page);
+	return (void *)(base - FAR_FROM - FAR_BYTES / 4 - (uintptr_t)at * page - bytes / page * page);
 }
 
 void *proc_arena_alloc(size_t bytes)

@@ -20,7 +20,7 @@ bool scan_room(struct proc_engine *e, void **array, uint32_t count, uint32_t *ro
 		return true;
 	if (more <= *room)
 		return false;
-	p = proc_arena_alloc_at(proc_far(e, more * element_bytes), more * element_bytes);
+	p = proc_arena_alloc_at(proc_far(more * element_bytes), more * element_bytes);
 	if (!p)
 		return false;
 	if (*array) {
@@ -67,7 +67,7 @@ static bool table_grow(struct proc_engine *e)
 
 	if ((s->chunks + 1) * 2 <= s->slots)
 		return true;
-	table = proc_arena_alloc_at(proc_far(e, slots * sizeof(*table)), slots * sizeof(*table));
+	table = proc_arena_alloc_at(proc_far(slots * sizeof(*table)), slots * sizeof(*table));
 	if (!table)
 		return false;
 	if (s->slot)

@@ -109,15 +109,13 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes)
 	}
 	if (mapped && new_len == old_len)
 		return ptr;
-	if (mapped)
-		p = sys->mremap(ptr, old_len, new_len, MREMAP_MAYMOVE, NULL);
-	else
-		p = sys->mmap(NULL, new_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			      -1, 0);
+	/* In the middle of the program's own munmap: not where it has just made room. */
+	p = sys->mmap(proc_far(new_len), new_len, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p < 0)
 		return NULL;
-	sets_bytes += new_len - old_len;
-	if (ptr && !mapped) {
+	sets_bytes += new_len;
+	if (ptr) {
 		memcpy((void *)p, ptr, old_bytes < new_bytes ? old_bytes : new_bytes);
 		sets_free(ptr, old_bytes);
 	}
@@ -528,7 +526,8 @@ static bool room_to_exclude(void)
 		return true;
 	if (excluded != excluded_few)
 		return excluded_count < EXCLUDED_MAX;
-	p = sys->mmap(NULL, page_up(EXCLUDED_MAX * sizeof(*excluded)), PROT_READ | PROT_WRITE,
+	p = sys->mmap(proc_far(EXCLUDED_MAX * sizeof(*excluded)),
+		      page_up(EXCLUDED_MAX * sizeof(*excluded)), PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p < 0)
 		return false;

@@ -80,7 +80,7 @@ static uint8_t *premap(struct freeze *f, const struct core_plan_run *run)
 
 	if (fd < 0)
 		return NULL;
-	p = sys->mmap(proc_far(f->e, bytes), bytes, f->c->prot, proc_prepare_run_flags(f), fd, (off_t)offset);
+	p = sys->mmap(proc_far(bytes), bytes, f->c->prot, proc_prepare_run_flags(f), fd, (off_t)offset);
 	if (p < 0)
 		return NULL;
 	if (give_advice(f, (void *)p, bytes) < 0 ||

@@ -92,7 +92,6 @@ struct proc_scan {
 	struct core_pace_memory memory;
 	struct proc_mem_watch watch;
 	uint64_t began_usec;
-	uint64_t far_bytes; /* arena.c: where the next mapping goes */
 	uint64_t wake_usec;     /* nothing to do before */
 	uint64_t slice_end_usec;
 	uint64_t memory_at_usec; /* when to read `memory` again */

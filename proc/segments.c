@@ -36,7 +36,8 @@ static int room_for(struct proc_engine *e, uint32_t number)
 
 	if (number < e->segments_room)
 		return 0;
-	table = proc_arena_alloc(e->segments_count * sizeof(*table));
+	table = proc_arena_alloc_at(proc_far(e->segments_count * sizeof(*table)),
+				    e->segments_count * sizeof(*table));
 	if (!table)
 		return -ENOMEM;
 	memcpy(table, e->segments_few, sizeof(e->segments_few));
@@ -127,7 +128,7 @@ const uint8_t *proc_segments_slot(struct proc_engine *e, uint32_t slot)
 	if (!seg)
 		return NULL;
 	if (!seg->map) {
-		p = sys->mmap(proc_far(e, bytes), bytes, PROT_READ, MAP_SHARED, seg->fd, 0);
+		p = sys->mmap(proc_far(bytes), bytes, PROT_READ, MAP_SHARED, seg->fd, 0);
 		if (p < 0)
 			return NULL;
 		if (sys->madvise((void *)p, bytes, MADV_DONTFORK) < 0) {
@@ -176,7 +177,7 @@ static uint8_t *find_used(struct proc_engine *e, size_t *bytes)
 	uint64_t *inode;
 
 	*bytes = e->segments_room * (sizeof(*inode) + 1);
-	inode = proc_arena_alloc(*bytes);
+	inode = proc_arena_alloc_at(proc_far(*bytes), *bytes);
 	if (!inode)
 		return NULL;
 	u.inode = inode;
