@@ -246,13 +246,22 @@ static bool due(struct proc_engine *e, uint64_t now)
 	return changed;
 }
 
-static uint64_t bytes_of_regions(const struct proc_scan *s)
+/* Different for different regions, but by accident. */
+static uint64_t mark_of_regions(const struct proc_scan *s)
 {
-	uint64_t bytes = 0;
+	uint64_t mark = s->regions;
 
 	for (uint32_t i = 0; i < s->regions; i++)
-		bytes += s->region[i].end - s->region[i].start;
-	return bytes;
+		mark = (mark ^ s->region[i].start) * 0x9e3779b97f4a7c15ull ^ s->region[i].end;
+	return mark;
+}
+
+static void all_due(struct proc_scan *s)
+{
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t i = 0; i < s->chunks; i++)
+		s->chunk[i].due_msec = now;
 }
 
 /* The regions so far are s->old, and there are none. How many there were. */
@@ -295,7 +304,7 @@ void scan_regions_read(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	struct reading r = { .e = e, .s = s };
-	uint64_t began = sys_now_usec(), before = bytes_of_regions(s), wait;
+	uint64_t began = sys_now_usec(), before = mark_of_regions(s), wait;
 	bool same_uffd = s->armed_uffd == e->uffd;
 
 	if (!due(e, began))
@@ -315,10 +324,12 @@ void scan_regions_read(struct proc_engine *e)
 		disarm_left(e, r.old);
 	s->regions_cost_usec = sys_now_usec() - began;
 	/* Programs that only move things about are asked less and less often. */
-	if (bytes_of_regions(s) != before)
+	if (mark_of_regions(s) != before) {
 		s->regions_idle = 0;
-	else if (s->regions_idle < IDLE_LATEST)
+		all_due(s);
+	} else if (s->regions_idle < IDLE_LATEST) {
 		s->regions_idle++;
+	}
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
 	s->discover_at_usec = 0;

@@ -25,6 +25,7 @@
 #define HUGE_LATER 3u
 #define CPU_SLACK_USEC 5000u /* worth waking up for, when the bucket was empty */
 #define RETRY_USEC 1000000u
+#define PEEK_USEC 1000000u /* how soon advice and new mappings are noticed at the latest */
 
 static const struct core_scan_config defaults = {
 	.tracker = CORE_SCAN_TRACKER_WP_ASYNC,
@@ -109,7 +110,7 @@ static void start_over(struct proc_engine *e)
 	s->news_published = s->news_twins = 0;
 	s->home_at_usec = 0;
 	s->home_idle = 0;
-	s->wake_usec = 0;
+	s->wake_usec = s->due_usec = 0;
 }
 
 void proc_scan_forked(struct proc_engine *e)
@@ -178,7 +179,7 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 		all_unwatched(s);
 	/* Regions are read anew, and registered. */
 	s->armed_uffd = -1;
-	s->regions_at_usec = s->discover_at_usec = s->wake_usec = 0;
+	s->regions_at_usec = s->discover_at_usec = s->wake_usec = s->due_usec = 0;
 }
 
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -455,6 +456,8 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 	/* What is due a little sooner comes a little later. */
 	if (s->wake_usec < now + (uint64_t)s->set.first_msec * 500)
 		s->wake_usec = now + (uint64_t)s->set.first_msec * 500;
+	s->due_usec = s->wake_usec;
+	s->wake_usec = least(s->due_usec, now + PEEK_USEC);
 	s->cursor = 0;
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
 }
@@ -485,7 +488,7 @@ static void work(struct proc_engine *e, uint64_t now)
 			proc_pass_empty_ring(e);
 		s->ring_used = false;
 	} else {
-		s->wake_usec = now;
+		s->wake_usec = s->due_usec = now;
 	}
 	scan_reports_send(e);
 	e->vmas_limit = limit;
@@ -522,6 +525,11 @@ void proc_scan_slice(struct proc_engine *e)
 
 	if (!s || now < s->wake_usec || !ready(e, now))
 		return;
+	if (now < s->due_usec && s->watch.generation == s->regions_generation &&
+	    s->armed_uffd == e->uffd) {
+		s->wake_usec = least(s->due_usec, now + PEEK_USEC);
+		return;
+	}
 	if (!core_pace_may(&s->pace, now)) {
 		s->n.held_cpu++;
 		s->wake_usec = now + core_pace_wait_usec(&s->pace, now, CPU_SLACK_USEC);

@@ -93,6 +93,7 @@ struct proc_scan {
 	struct proc_mem_watch watch;
 	uint64_t began_usec;
 	uint64_t wake_usec;     /* nothing to do before */
+	uint64_t due_usec;      /* nor then, unless the program changed something */
 	uint64_t slice_end_usec;
 	uint64_t memory_at_usec; /* when to read `memory` again */
 	struct proc_scan_budget budget;
