@@ -22,6 +22,16 @@ enum core_scan_setting {
 	CORE_SCAN_SETTINGS,
 };
 
+/* As options of samepaged and of `samepage run`: X(name, setting). */
+#define CORE_SCAN_OPTIONS(X)                                                                       \
+	X("scan", CORE_SCAN_SETTING_SCAN),                                                         \
+	X("scan-cpu-percent", CORE_SCAN_SETTING_CPU),                                              \
+	X("scan-map-percent", CORE_SCAN_SETTING_MAPS),                                             \
+	X("scan-first-msec", CORE_SCAN_SETTING_FIRST),                                             \
+	X("scan-most-msec", CORE_SCAN_SETTING_MOST),                                               \
+	X("scan-tracker", CORE_SCAN_SETTING_TRACKER),                                              \
+	X("scan-huge-percent", CORE_SCAN_SETTING_HUGE)
+
 /* "scan_cpu_percent", "SAMEPAGE_SCAN_CPU", "0.1 to 100". */
 const char *core_scan_setting_name(enum core_scan_setting setting);
 const char *core_scan_setting_variable(enum core_scan_setting setting);
