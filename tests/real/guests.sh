@@ -28,12 +28,4 @@ while read -r result; do
 	esac
 done <"$tmp/guests.tap"
 check "the guests came to their end" test $ended = 0
-wait_for 15 no_leftovers
-check "no process is left" sh -c '! grep . "$1"' sh "$tmp/left"
-pause=2.5 wait_for 30 store_is_empty
-check "the store is empty when everybody has gone" store_is_empty
-kill -TERM "$broker"
-wait "$broker"
-check "the broker ended well" test $? -eq 0
-broker=
-finish
+real_gone

@@ -129,6 +129,21 @@ merges() {
 	cp "$tmp/merges.json" "$tmp/out" && json "$1"
 }
 
+# The programs have ended, and so does the broker, which has nothing left.
+real_gone() {
+	wait_for 15 no_leftovers
+	check "no process is left" sh -c '! grep . "$1"' sh "$tmp/left"
+	# Who asks is there, too: seldom enough for the domain's linger time.
+	pause=2.5 wait_for 30 store_is_empty
+	sleep 2.5
+	check "the store is empty when everybody has gone" store_is_empty
+	kill -TERM "$broker"
+	wait "$broker"
+	check "the broker ended well" test $? -eq 0
+	broker=
+	finish
+}
+
 # real_end PAGES : at least so many pages were merged or found to be zero
 real_end() {
 	kill -TERM "$merger"
@@ -141,15 +156,5 @@ real_end() {
 d = json.load(open(sys.argv[1]))
 d["declined"] = {k: v for k, v in d["declined"].items() if v}
 print("#", json.dumps(d))' "$tmp/merges.json"
-	wait_for 15 no_leftovers
-	check "no process is left" sh -c '! grep . "$1"' sh "$tmp/left"
-	# Who asks is there, too: seldom enough for the domain's linger time.
-	pause=2.5 wait_for 30 store_is_empty
-	sleep 2.5
-	check "the store is empty when everybody has gone" store_is_empty
-	kill -TERM "$broker"
-	wait "$broker"
-	check "the broker ended well" test $? -eq 0
-	broker=
-	finish
+	real_gone
 }
