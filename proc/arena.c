@@ -21,8 +21,8 @@ static const char small_place; /* somewhere in the library */
  * A program may unmap a range and map it again with MAP_FIXED a moment later: if a mapping of
  * ours had come to lie there, it would be the program's, and we would compare with its bytes
  * and unmap its pages. And replicas that have one address layout would come to differ, and
- * their pointers with them. So it goes far below, one after the other, around and around in a stretch
- * in which there is hardly anything; where there is, the kernel finds another place.
+ * their pointers with them. So it goes far below, one after the other, around and around in a
+ * stretch in which there is hardly anything; where there is, the kernel finds another place.
  */
 #define FAR_FROM (6ull << 30) /* below the library; the link's mappings are above */
 #define FAR_BYTES (2ull << 30)
@@ -40,12 +40,7 @@ void *proc_far(size_t bytes)
 	return (void *)(base - FAR_FROM - FAR_BYTES / 4 - (uintptr_t)at * page - bytes / page * page);
 }
 
-void *proc_arena_alloc(size_t bytes)
-{
-	return proc_arena_alloc_at(NULL, bytes);
-}
-
-void *proc_arena_alloc_at(void *hint, size_t bytes)
+static void *alloc_at(void *hint, size_t bytes)
 {
 	intptr_t p = sys->mmap(hint, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			       -1, 0);
@@ -57,6 +52,16 @@ void *proc_arena_alloc_at(void *hint, size_t bytes)
 		return NULL;
 	}
 	return (void *)p;
+}
+
+void *proc_arena_alloc(size_t bytes)
+{
+	return alloc_at(NULL, bytes);
+}
+
+void *proc_arena_alloc_far(size_t bytes)
+{
+	return alloc_at(proc_far(bytes), bytes);
 }
 
 void proc_arena_free(void *ptr, size_t bytes)

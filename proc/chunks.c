@@ -10,8 +10,7 @@
 
 #define ROOM_FIRST 64u
 
-bool scan_room(struct proc_engine *e, void **array, uint32_t count, uint32_t *room,
-	       size_t element_bytes)
+bool scan_room(void **array, uint32_t count, uint32_t *room, size_t element_bytes)
 {
 	uint32_t more = *room ? *room * 2 : ROOM_FIRST;
 	void *p;
@@ -20,7 +19,7 @@ bool scan_room(struct proc_engine *e, void **array, uint32_t count, uint32_t *ro
 		return true;
 	if (more <= *room)
 		return false;
-	p = proc_arena_alloc_at(proc_far(more * element_bytes), more * element_bytes);
+	p = proc_arena_alloc_far(more * element_bytes);
 	if (!p)
 		return false;
 	if (*array) {
@@ -59,15 +58,14 @@ struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base)
 	return s->slot[at] ? &s->chunk[s->slot[at] - 1] : NULL;
 }
 
-static bool table_grow(struct proc_engine *e)
+static bool table_grow(struct proc_scan *s)
 {
-	struct proc_scan *s = e->scan;
 	uint32_t slots = s->slots ? s->slots * 2 : 4 * ROOM_FIRST;
 	uint32_t *table;
 
 	if ((s->chunks + 1) * 2 <= s->slots)
 		return true;
-	table = proc_arena_alloc_at(proc_far(slots * sizeof(*table)), slots * sizeof(*table));
+	table = proc_arena_alloc_far(slots * sizeof(*table));
 	if (!table)
 		return false;
 	if (s->slot)
@@ -101,15 +99,14 @@ static void table_remove(struct proc_scan *s, uint32_t at)
 	}
 }
 
-struct scan_chunk *scan_chunk_make(struct proc_engine *e, uint64_t base)
+struct scan_chunk *scan_chunk_make(struct proc_scan *s, uint64_t base)
 {
-	struct proc_scan *s = e->scan;
 	struct scan_chunk *k = scan_chunk_at(s, base);
 
 	if (k)
 		return k;
-	if (!scan_room(e, (void **)&s->chunk, s->chunks, &s->chunks_room, sizeof(*s->chunk)) ||
-	    !table_grow(e))
+	if (!scan_room((void **)&s->chunk, s->chunks, &s->chunks_room, sizeof(*s->chunk)) ||
+	    !table_grow(s))
 		return NULL;
 	k = &s->chunk[s->chunks];
 	*k = (struct scan_chunk){ .base = base, .epoch = s->epoch };
@@ -135,6 +132,14 @@ void scan_chunk_free(struct proc_scan *s, uint32_t number)
 	s->chunks = last;
 }
 
+void scan_all_due(struct proc_scan *s)
+{
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t i = 0; i < s->chunks; i++)
+		s->chunk[i].due_msec = now;
+}
+
 /* --- groups --------------------------------------------------------------- */
 
 struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk *k, unsigned i)
@@ -142,9 +147,8 @@ struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk
 	return k->group[i] ? &s->group[k->group[i] - 1] : NULL;
 }
 
-struct core_pages_group *scan_group_make(struct proc_engine *e, struct scan_chunk *k, unsigned i)
+struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk *k, unsigned i)
 {
-	struct proc_scan *s = e->scan;
 	struct core_pages_group *g = scan_group(s, k, i);
 
 	if (g)
@@ -154,8 +158,7 @@ struct core_pages_group *scan_group_make(struct proc_engine *e, struct scan_chun
 		g = scan_group(s, k, i);
 		s->group_free = g->tag[0];
 	} else {
-		if (!scan_room(e, (void **)&s->group, s->groups, &s->groups_room,
-			       sizeof(*s->group)))
+		if (!scan_room((void **)&s->group, s->groups, &s->groups_room, sizeof(*s->group)))
 			return NULL;
 		k->group[i] = ++s->groups;
 		g = scan_group(s, k, i);

@@ -288,7 +288,6 @@ void proc_engine_rest(struct proc_engine *e)
 	if (e->link->connected && e->link->ops->rest)
 		e->link->ops->rest(e->link);
 	sys->madvise(e->work, sizeof(*e->work), MADV_DONTNEED);
-	e->work_used = false;
 	give_back_stack(e);
 	e->rested = true;
 }

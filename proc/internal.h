@@ -152,7 +152,6 @@ struct proc_engine {
 	/* All below: the engine's thread only. */
 	struct proc_link *link;
 	struct proc_work *work;
-	bool work_used;
 	bool rested; /* since it was awake last */
 	bool have_procmap_query;
 	int sigfd;
@@ -192,7 +191,8 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 
 /* arena.c: memory of our own, excluded from merging */
 void *proc_arena_alloc(size_t bytes);
-void *proc_arena_alloc_at(void *hint, size_t bytes);
+/* The same where the program maps nothing: for what is allocated while it runs. */
+void *proc_arena_alloc_far(size_t bytes);
 /* A hint for mmap: away from the program's mappings. NULL: there is no such place. */
 void *proc_far(size_t bytes);
 void proc_arena_free(void *ptr, size_t bytes);

@@ -133,7 +133,7 @@ static int more_anchors(void)
 
 	if (anchors_room == ANCHORS)
 		return -ENOSPC;
-	more = proc_arena_alloc_at(proc_far(ANCHORS * sizeof(*more)), ANCHORS * sizeof(*more));
+	more = proc_arena_alloc_far(ANCHORS * sizeof(*more));
 	if (!more)
 		return -ENOMEM;
 	memcpy(more, anchors_few, sizeof(anchors_few));

@@ -532,7 +532,6 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	/* What refused it when the thread started may have been a moment's want. */
 	if (e->uffd < 0 && mode != PROC_MODE_LOOK)
 		(void)proc_freeze_setup(e);
-	e->work_used = true;
 	/* A fork in the middle of a pass leaves the child with half of one. */
 	e->work->misses = 0;
 	memset(e->work->collided, 0, sizeof(e->work->collided));

@@ -30,19 +30,24 @@ struct reading {
 	uint32_t old; /* s->old: how many. 0: of another userfaultfd */
 };
 
-uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
+static uint32_t first_after(const struct scan_region *region, uint32_t n, uint64_t addr)
 {
-	uint32_t lo = 0, hi = s->regions;
+	uint32_t lo = 0, hi = n;
 
 	while (lo < hi) {
 		uint32_t mid = lo + (hi - lo) / 2;
 
-		if (s->region[mid].end <= addr)
+		if (region[mid].end <= addr)
 			lo = mid + 1;
 		else
 			hi = mid;
 	}
 	return lo;
+}
+
+uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
+{
+	return first_after(s->region, s->regions, addr);
 }
 
 /*
@@ -89,8 +94,7 @@ static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 		last->end = end;
 		return true;
 	}
-	if (!scan_room(r->e, (void **)&s->region, s->regions, &s->regions_room,
-		       sizeof(*s->region)))
+	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
 		return false;
 	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
 	return true;
@@ -104,17 +108,9 @@ static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 static bool registered_by_us(const struct reading *r, uint64_t start, uint64_t end)
 {
 	const struct scan_region *old = r->s->old;
-	uint32_t lo = 0, hi = r->old;
+	uint32_t i = first_after(old, r->old, start);
 
-	while (lo < hi) {
-		uint32_t mid = lo + (hi - lo) / 2;
-
-		if (old[mid].end <= start)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	if (lo < r->old && old[lo].start <= start && end <= old[lo].end)
+	if (i < r->old && old[i].start <= start && end <= old[i].end)
 		return true;
 	return scan_register(r->e, start, end) == 0;
 }
@@ -184,7 +180,7 @@ static void note_run(struct proc_scan *s, const struct sys_vma *v, uint32_t page
 static void sweep(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
-	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint64_t size = scan_chunk_bytes(e);
 	uint32_t now = scan_now_msec(s, sys_now_usec());
 
 	for (uint32_t c = 0; c < s->chunks; c++) {
@@ -256,14 +252,6 @@ static uint64_t mark_of_regions(const struct proc_scan *s)
 	return mark;
 }
 
-static void all_due(struct proc_scan *s)
-{
-	uint32_t now = scan_now_msec(s, sys_now_usec());
-
-	for (uint32_t i = 0; i < s->chunks; i++)
-		s->chunk[i].due_msec = now;
-}
-
 /* The regions so far are s->old, and there are none. How many there were. */
 static uint32_t set_aside(struct proc_scan *s)
 {
@@ -313,7 +301,6 @@ void scan_regions_read(struct proc_engine *e)
 	r.old = set_aside(s);
 	if (!same_uffd)
 		r.old = 0;
-	e->work_used = true;
 	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
 		s->regions_generation = UINT64_MAX; /* once more, also if nothing changes */
@@ -326,7 +313,7 @@ void scan_regions_read(struct proc_engine *e)
 	/* Programs that only move things about are asked less and less often. */
 	if (mark_of_regions(s) != before) {
 		s->regions_idle = 0;
-		all_due(s);
+		scan_all_due(s);
 	} else if (s->regions_idle < IDLE_LATEST) {
 		s->regions_idle++;
 	}
@@ -336,11 +323,6 @@ void scan_regions_read(struct proc_engine *e)
 }
 
 /* --- discover ---------------------------------------------------------------- */
-
-static uint64_t chunk_bytes(const struct proc_engine *e)
-{
-	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
-}
 
 /* The first page in [start, end) that is present, or end. */
 static uint64_t next_present(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -367,7 +349,7 @@ static uint64_t next_present(struct proc_engine *e, uint64_t start, uint64_t end
  */
 static uint32_t discover_region(struct proc_engine *e, const struct scan_region *g)
 {
-	uint64_t size = chunk_bytes(e), at = g->start;
+	uint64_t size = scan_chunk_bytes(e), at = g->start;
 	uint32_t made = 0;
 
 	while (at < g->end) {
@@ -377,7 +359,7 @@ static uint32_t discover_region(struct proc_engine *e, const struct scan_region 
 			at = next_present(e, at, g->end);
 			base = at & ~(size - 1);
 			if (at < g->end && !scan_chunk_at(e->scan, base)) {
-				if (!scan_chunk_make(e, base))
+				if (!scan_chunk_make(e->scan, base))
 					return made;
 				made++;
 			}

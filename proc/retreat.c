@@ -308,8 +308,7 @@ int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 	struct home h = { .e = e, .start = start, .end = end };
 	int err;
 
-	h.piece = proc_arena_alloc_at(proc_far(BATCH * sizeof(*h.piece)),
-				      BATCH * sizeof(*h.piece));
+	h.piece = proc_arena_alloc_far(BATCH * sizeof(*h.piece));
 	if (!h.piece)
 		return -ENOMEM;
 	do {

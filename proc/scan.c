@@ -184,7 +184,7 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+	uint64_t size = scan_chunk_bytes(e);
 
 	if (!e->scan || !e->scan->started)
 		return;
@@ -216,7 +216,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 			/* News is no reason to hash all again. */
 			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
 		};
-		struct core_pages_group *group = seen.present ? scan_group_make(e, k, g)
+		struct core_pages_group *group = seen.present ? scan_group_make(s, k, g)
 							      : scan_group(s, k, g);
 
 		if (!group)
@@ -332,9 +332,8 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	look_at_pages(e, look);
 	note_look(s, look);
 	k->huge = look->huge_pages > 0;
-	if (look->wanted || k->news) {
+	if (look->wanted || k->news)
 		scan_merge(e, look);
-	}
 	k->news = false;
 	count_pages(s, k);
 	if (k->pages[CORE_PAGE_GONE] == 0 && !k->pages[CORE_PAGE_FRESH] &&
@@ -367,7 +366,6 @@ static void discover(struct proc_engine *e, uint64_t now)
 
 	if (now < s->discover_at_usec)
 		return;
-	e->work_used = true;
 	if (scan_discover(e))
 		s->discover_idle = 0;
 	else if (s->discover_idle < DISCOVER_LATEST)
@@ -380,13 +378,11 @@ static void new_round(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	uint64_t round = atomic_load(&e->link->standing.header->round);
-	uint32_t now = scan_now_msec(s, sys_now_usec());
 
 	if (round == s->round)
 		return;
 	s->round = round;
-	for (uint32_t i = 0; i < s->chunks; i++)
-		s->chunk[i].due_msec = now;
+	scan_all_due(s);
 }
 
 static bool interrupted(struct proc_engine *e)
@@ -416,7 +412,6 @@ static bool is_due(const struct proc_scan *s, const struct scan_chunk *k, uint32
 static bool look_at_chunks(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
-
 	uint64_t usec = sys_now_usec();
 
 	while (s->cursor < s->chunks) {
@@ -462,19 +457,12 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
 }
 
-static void begin_slice(struct proc_engine *e)
-{
-	e->work_used = true;
-	e->work->misses = 0;
-	memset(e->work->collided, 0, sizeof(e->work->collided));
-}
-
 static void work(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
 	int64_t limit = e->vmas_limit;
 
-	begin_slice(e);
+	memset(e->work->collided, 0, sizeof(e->work->collided));
 	read_memory(s, now);
 	scan_regions_read(e);
 	discover(e, now);

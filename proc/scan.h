@@ -139,16 +139,22 @@ static inline uint32_t scan_now_msec(const struct proc_scan *s, uint64_t now_use
 	return (uint32_t)((now_usec - s->began_usec) / 1000);
 }
 
+static inline uint64_t scan_chunk_bytes(const struct proc_engine *e)
+{
+	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
+}
+
 /* chunks.c: the memory of all that */
 struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base); /* NULL: none */
-struct scan_chunk *scan_chunk_make(struct proc_engine *e, uint64_t base); /* NULL: no memory */
+struct scan_chunk *scan_chunk_make(struct proc_scan *s, uint64_t base); /* NULL: no memory */
+/* All of them are to be looked at now. */
+void scan_all_due(struct proc_scan *s);
 void scan_chunk_free(struct proc_scan *s, uint32_t number); /* the last one takes its place */
 struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk *k, unsigned i);
-struct core_pages_group *scan_group_make(struct proc_engine *e, struct scan_chunk *k, unsigned i);
+struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk *k, unsigned i);
 void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i);
 /* Room for one more element of an array; false: no memory. */
-bool scan_room(struct proc_engine *e, void **array, uint32_t count, uint32_t *room,
-	       size_t element_bytes);
+bool scan_room(void **array, uint32_t count, uint32_t *room, size_t element_bytes);
 void scan_forget_all(struct proc_scan *s);
 uint64_t scan_bytes(const struct proc_scan *s);
 

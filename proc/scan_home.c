@@ -167,8 +167,7 @@ void scan_home(struct proc_engine *e)
 	}
 	if (!s->home_pieces)
 		s->home_pieces = PIECES_LEAST;
-	g.piece = proc_arena_alloc_at(proc_far(PIECES_MOST * sizeof(*g.piece)),
-				      PIECES_MOST * sizeof(*g.piece));
+	g.piece = proc_arena_alloc_far(PIECES_MOST * sizeof(*g.piece));
 	if (!g.piece)
 		return;
 	g.max = room < s->home_pieces ? (unsigned)room : s->home_pieces;

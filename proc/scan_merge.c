@@ -33,7 +33,6 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 {
 	struct proc_scan *s = e->scan;
 	bool blind = !s->wp || (look->seen[i] & SCAN_HUGE);
-
 	struct core_pages_group *g = group_of(s, look, i);
 
 	s->n.pages_hashed++;
@@ -42,8 +41,7 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	 * same, and then it is compared anyway. */
 	if (blind && (look->seen[i] & SCAN_HUGE) && g->tag[IN_GROUP(i)] == 0)
 		blind = false;
-	return core_page_hashed(g, IN_GROUP(i), e->work->tag[i], blind,
-				&look->clock);
+	return core_page_hashed(g, IN_GROUP(i), e->work->tag[i], blind, &look->clock);
 }
 
 /* look.c asks, page not in the index: has somebody else one like it? */
@@ -63,7 +61,7 @@ void proc_scan_twin(struct scan_look *look, uint32_t i)
 
 /* --- reports ------------------------------------------------------------------- */
 
-static void flush_reports(struct proc_engine *e)
+void scan_reports_send(struct proc_engine *e)
 {
 	if (e->tags_count && e->link->connected)
 		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count,
@@ -76,7 +74,7 @@ static void report(struct proc_engine *e, uint32_t tag)
 {
 	e->work->tags_out[e->tags_count++] = tag;
 	if (e->tags_count == CORE_WIRE_TAGS_MAX)
-		flush_reports(e);
+		scan_reports_send(e);
 }
 
 /* --- plan ---------------------------------------------------------------------- */
@@ -201,9 +199,9 @@ static void plan_long_runs(struct proc_engine *e)
 
 /* --- commit --------------------------------------------------------------------- */
 
-static void commit_mapping(struct proc_engine *e, const struct scan_look *look,
-			   const struct proc_chunk *how, const struct sys_vma *v, uint32_t first,
-			   uint32_t end, struct samepage_result *res)
+static void commit_mapping(struct proc_engine *e, const struct proc_chunk *how,
+			   const struct sys_vma *v, uint32_t first, uint32_t end,
+			   struct samepage_result *res)
 {
 	struct proc_chunk c = *how;
 	uint32_t g = scan_region_after(e->scan, c.base + ((uint64_t)first << e->page_shift));
@@ -234,8 +232,7 @@ static uint32_t next_planned(const struct proc_engine *e, uint32_t i)
 }
 
 /* Mapping by mapping, region by region. */
-static void commit(struct proc_engine *e, const struct scan_look *look, const struct proc_chunk *c,
-		   struct samepage_result *res)
+static void commit(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)
 {
 	struct proc_scan *s = e->scan;
 	uint32_t i = next_planned(e, 0);
@@ -252,10 +249,10 @@ static void commit(struct proc_engine *e, const struct scan_look *look, const st
 			continue;
 		}
 		until = v.end < s->region[g].end ? v.end : s->region[g].end;
-		end = until - c->base < (uint64_t)PROC_CHUNK_PAGES << e->page_shift
+		end = until - c->base < scan_chunk_bytes(e)
 			      ? (uint32_t)((until - c->base) >> e->page_shift)
 			      : PROC_CHUNK_PAGES;
-		commit_mapping(e, look, c, &v, i, end, res);
+		commit_mapping(e, c, &v, i, end, res);
 		i = next_planned(e, end);
 	}
 }
@@ -338,13 +335,11 @@ static void report_again(struct proc_engine *e, struct scan_look *look)
 	}
 }
 
-static void count_promoted(struct proc_engine *e, const struct scan_look *look,
-			   const struct samepage_result *res, uint32_t planned)
+static void count_promoted(struct proc_scan *s, const struct samepage_result *res,
+			   uint32_t planned)
 {
-	struct proc_scan *s = e->scan;
 	uint64_t done = res->pages_merged;
 
-	(void)look;
 	s->n.pages_promoted += res->pages_promoted;
 	/* Of those that were planned and came to nothing, promoted ones count first. */
 	if (res->pages_promoted && planned > done)
@@ -376,7 +371,6 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		w->plan[i] = (struct core_plan_page){ .reason = PROC_ABSENT };
-	e->work_used = true;
 	w->collisions = 0;
 	w->misses = 0;
 	if (look->chunk->news)
@@ -392,21 +386,16 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
 	if (planned && mappings_tight(e, SCAN_COUNT_USEC))
 		plan_long_runs(e);
-	commit(e, look, &c, &res);
+	commit(e, &c, &res);
 	if (w->collisions)
 		memset(w->collided, 0, sizeof(w->collided));
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		note_page(e, look, i, &res);
 	report_again(e, look);
-	count_promoted(e, look, &res, planned);
+	count_promoted(e->scan, &res, planned);
 	core_result_add(&e->stats.total, &res);
 	e->stats.zero_pages += res.pages_zeroed;
 	look->merged = res.pages_merged + res.pages_zeroed;
-}
-
-void scan_reports_send(struct proc_engine *e)
-{
-	flush_reports(e);
 }
 
 /* --- news ------------------------------------------------------------------------- */

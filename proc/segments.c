@@ -36,8 +36,7 @@ static int room_for(struct proc_engine *e, uint32_t number)
 
 	if (number < e->segments_room)
 		return 0;
-	table = proc_arena_alloc_at(proc_far(e->segments_count * sizeof(*table)),
-				    e->segments_count * sizeof(*table));
+	table = proc_arena_alloc_far(e->segments_count * sizeof(*table));
 	if (!table)
 		return -ENOMEM;
 	memcpy(table, e->segments_few, sizeof(e->segments_few));
@@ -177,7 +176,7 @@ static uint8_t *find_used(struct proc_engine *e, size_t *bytes)
 	uint64_t *inode;
 
 	*bytes = e->segments_room * (sizeof(*inode) + 1);
-	inode = proc_arena_alloc_at(proc_far(*bytes), *bytes);
+	inode = proc_arena_alloc_far(*bytes);
 	if (!inode)
 		return NULL;
 	u.inode = inode;

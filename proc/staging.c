@@ -31,8 +31,8 @@ struct proc_staging *proc_staging_for(struct proc_engine *e, int prot)
 		return st;
 	}
 	/* Aligned like the chunk, so that a huge page can move whole. */
-	p = (uint8_t *)sys->mmap(proc_far(2 * bytes), 2 * bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-				 -1, 0);
+	p = (uint8_t *)sys->mmap(proc_far(2 * bytes), 2 * bytes, prot,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if ((intptr_t)p < 0)
 		return NULL;
 	base = (uint8_t *)(((uintptr_t)p + bytes - 1) & ~(uintptr_t)(bytes - 1));

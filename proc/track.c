@@ -88,16 +88,22 @@ int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
 	return got < 0 ? got : got == 0 ? -ENOENT : 0;
 }
 
+/* Lock held: what is owned, and so may be registered, stays so meanwhile. */
+static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	if (!proc_mem_is_owned(start, end))
+		return -EPERM;
+	return sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
+}
+
 int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	int err = -EPERM;
+	int err;
 
 	if (e->uffd < 0)
 		return -EBADF;
 	proc_mem_lock_engine();
-	if (proc_mem_is_owned(start, end))
-		err = sys->uffd_register(e->uffd, (void *)start, end - start,
-					 UFFDIO_REGISTER_MODE_WP);
+	err = register_owned(e, start, end);
 	proc_mem_unlock_engine();
 	return err;
 }
@@ -105,8 +111,8 @@ int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
 typedef void each_fn(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /*
- * Each anonymous private mapping's part of the range. Lock held: what is owned, and so may be
- * registered, stays so meanwhile. One by one, for where one cannot be, none would be.
+ * Each anonymous private mapping's part of the range. Lock held. One by one, for where one
+ * cannot be, none would be.
  */
 static void each_anonymous(struct proc_engine *e, uint64_t start, uint64_t end, each_fn *fn)
 {
@@ -125,9 +131,7 @@ static void each_anonymous(struct proc_engine *e, uint64_t start, uint64_t end, 
 static void arm_mapping(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	/* Refused (a registration of the program's own): then nothing is tracked there. */
-	if (proc_mem_is_owned(start, end))
-		(void)sys->uffd_register(e->uffd, (void *)start, end - start,
-					 UFFDIO_REGISTER_MODE_WP);
+	(void)register_owned(e, start, end);
 }
 
 static void disarm_mapping(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -158,14 +162,11 @@ void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, 
 		return;
 	for (; i < hi; i = end) {
 		uint64_t at = c->base + ((uint64_t)i << e->page_shift);
-		uint64_t bytes;
 
 		for (end = i; end < hi && plan[end].kind != CORE_PLAN_SLOT; end++)
 			;
-		bytes = (uint64_t)(end - i) << e->page_shift;
-		if (bytes && proc_mem_is_owned(at, at + bytes))
-			(void)sys->uffd_register(e->uffd, (void *)at, bytes,
-						 UFFDIO_REGISTER_MODE_WP);
+		if (end > i)
+			(void)register_owned(e, at, c->base + ((uint64_t)end << e->page_shift));
 		while (end < hi && plan[end].kind == CORE_PLAN_SLOT)
 			end++;
 	}
@@ -250,7 +251,7 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_scan *s = e->scan;
 	const struct scan_chunk *k = look->chunk;
-	uint64_t end = k->base + ((uint64_t)PROC_CHUNK_PAGES << e->page_shift);
+	uint64_t end = k->base + scan_chunk_bytes(e);
 	uint32_t first = scan_region_after(s, k->base);
 	bool changed = false;
 
@@ -265,8 +266,9 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 			if (present) {
 				mark_inside(e, look, from, until);
 				see_present(e, look, from, until);
-			} else if (s->wp && !all_merged(k))
+			} else if (s->wp && !all_merged(k)) {
 				changed |= protect(e, look, from, until);
+			}
 		}
 		if (!present && !changed && !something_waits(e, k))
 			return false;
