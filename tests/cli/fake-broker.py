@@ -72,10 +72,7 @@ def answer(word, seq):
 def serve(connection, word):
     connection.setblocking(True)
     while True:
-        try:
-            got = connection.recv(16384)
-        except ConnectionResetError:  # it left with our words unread
-            return
+        got = connection.recv(16384)
         if len(got) < 16:
             return
         _, _, kind, _, seq = struct.unpack("=IHHII", got[:16])
@@ -109,7 +106,10 @@ def main():
             return
         connection, _ = listener.accept()
         with connection:
-            serve(connection, word)
+            try:
+                serve(connection, word)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it left before our answer, or with our words unread
 
 
 if __name__ == "__main__":
