@@ -8,15 +8,29 @@
  * use. They stay out of core dumps: whoever reads them through the kernel finds
  * nothing, and a debugger that tries gets an error to report.
  *
- * Nobody may touch an empty staging area: the fault would wait for ever. No program
- * knows their addresses, but mlockall() populates everything there is; the shim has
- * them taken away first (proc_engine_stop_freezing()).
+ * Registered for write protection, which nobody ever asks for there, and not for missing
+ * pages: a page that the program had given up (MADV_FREE) is the kernel's to take, here as
+ * well, and who reads it then must find zeros and not wait for a fault to be answered, least
+ * of all the engine itself. Where there is no write protection (before it came to an
+ * architecture), missing pages it is.
+ *
+ * No program knows their addresses, but mlockall() populates everything there is; the shim
+ * has them taken away first (proc_engine_stop_freezing()).
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 
 #include "proc/internal.h"
+
+static int register_staging(struct proc_engine *e, uint8_t *base, size_t bytes)
+{
+	int err = sys->uffd_register(e->uffd, base, bytes, UFFDIO_REGISTER_MODE_WP);
+
+	return err == -EINVAL ? sys->uffd_register(e->uffd, base, bytes,
+						   UFFDIO_REGISTER_MODE_MISSING)
+			      : err;
+}
 
 struct proc_staging *proc_staging_for(struct proc_engine *e, int prot)
 {
@@ -40,8 +54,7 @@ struct proc_staging *proc_staging_for(struct proc_engine *e, int prot)
 		sys->munmap(p, (size_t)(base - p));
 	if (p + bytes > base)
 		sys->munmap(base + bytes, (size_t)(p + bytes - base));
-	if (sys->uffd_register(e->uffd, base, bytes, UFFDIO_REGISTER_MODE_MISSING) < 0 ||
-	    proc_mem_exclude(base, bytes) < 0) {
+	if (register_staging(e, base, bytes) < 0 || proc_mem_exclude(base, bytes) < 0) {
 		sys->munmap(base, bytes);
 		return NULL;
 	}

@@ -286,6 +286,35 @@ static void other_pages(void)
 	CHECK(rc == -EINVAL, "EINVAL for no pages at all (%d)", rc);
 }
 
+/* A page that was given up (MADV_FREE) is the kernel's to take, in staging as well. */
+static void given_up(void)
+{
+	unsigned char *src = filled(PAGES), *stage = anon_pages(PAGES, RW);
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)stage, .len = PAGES * pg },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	int64_t moved = 0;
+	unsigned gone = 0;
+	bool right = true;
+
+	if (ioctl(uffd, UFFDIO_REGISTER, &reg)) {
+		NOTE("no write protection by userfaultfd: staging waits for missing pages");
+		return;
+	}
+	MUST(!uffd_register(uffd, src, PAGES * pg));
+	MUST(!madvise(src, PAGES * pg, MADV_FREE));
+	CHECK(!uffd_move(uffd, stage, src, PAGES * pg, 0, &moved) && moved == PAGES * (int64_t)pg,
+	      "it moves to where only write protection is registered");
+	MUST(!madvise(stage, PAGES * pg, MADV_PAGEOUT));
+	for (size_t i = 0; i < PAGES; i++)
+		gone += !page_present(stage + i * pg);
+	NOTE("taken by the kernel: %u of %d", gone, PAGES);
+	for (size_t i = 0; i < PAGES; i++)
+		right &= page_is(stage + i * pg, (unsigned)i) || stage[i * pg] == 0;
+	CHECK(right, "whoever reads there does not wait, and finds it or zeros");
+}
+
 static unsigned long huge_kib(const void *addr)
 {
 	FILE *f = fopen("/proc/self/smaps", "re");
@@ -348,6 +377,7 @@ int main(void)
 	pinned();
 	access_flags();
 	other_pages();
+	given_up();
 	huge();
 	return assume_end();
 }
