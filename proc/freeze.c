@@ -3,7 +3,10 @@
  * Freeze and commit: carry out a chunk's plan (I2, I3).
  *
  *   1. under the memory lock: is the range still what was looked at?
- *   2. register it with our userfaultfd, mode MISSING
+ *   2. register it with our userfaultfd, mode MISSING. What the scanner watches: stretch by
+ *      stretch of what is planned, and in both modes; what lies between is tracked on without
+ *      a gap. (MISSING alone would end the tracking and leave its marks in the page tables:
+ *      a page that is written then never shows as written again)
  *   3. UFFDIO_MOVE the planned pages to the staging area; from here on every
  *      access to them, from user or kernel mode, waits; a page that is pinned for
  *      DMA or shared by fork does not move and stays as it is
@@ -13,7 +16,7 @@
  *   4. compare the staged bytes with the slots, byte for byte; what differs goes
  *      back at once
  *   5. mmap each run's slots over the hole; zero pages: nothing to map
- *   6. unregister (the VMAs become one again) and wake the waiters
+ *   6. unregister (the VMAs become one again), or track again, and wake the waiters
  *   7. after the lock: drop the staged copies
  *
  * Between 3 and 6 nothing here allocates, takes a lock, or touches memory that
@@ -25,8 +28,7 @@
  * waits, it does not go on with a hole.
  *
  * Staging stays registered all the time (UFFDIO_MOVE wants its destination
- * registered with the same descriptor); the engine reads only pages there that
- * it moved, so it can never wait for itself.
+ * registered with the same descriptor).
  */
 #include <errno.h>
 #include <string.h>
@@ -208,18 +210,18 @@ static int unregister(struct freeze *f, const void *start, size_t bytes)
 	return err;
 }
 
-
-static void thaw(struct freeze *f)
+/* False: the userfaultfd is gone, and with it every registration. */
+static bool thaw_range(struct freeze *f, uint32_t first, uint32_t end)
 {
-	uint8_t *start = page_at(f, f->lo);
-	size_t bytes = bytes_of(f, f->hi - f->lo);
+	uint8_t *start = page_at(f, first);
+	size_t bytes = bytes_of(f, end - first);
 	int err;
 
 	/* A range that stays registered would make the program wait for ever. */
 	while ((err = unregister(f, start, bytes)) < 0) {
 		if (err == -EINVAL) {
 			/* Somebody broke the promise and mapped something else there. */
-			for (uint32_t i = f->lo; i < f->hi; i++)
+			for (uint32_t i = first; i < end; i++)
 				/* Page by page takes mappings: at the limit, wait for them. */
 				while (unregister(f, page_at(f, i), f->e->page_bytes) == -ENOMEM)
 					proc_freeze_pause();
@@ -230,10 +232,43 @@ static void thaw(struct freeze *f)
 			 * every page is where it belongs by now. */
 			sys->close(f->e->uffd);
 			f->e->uffd = -1;
-			return;
+			return false;
 		}
 		proc_freeze_pause();
 	}
+	return true;
+}
+
+/* What was planned there and is not mapped is tracked again. It waits to be hashed anew. */
+static bool thaw_stretch(struct freeze *f, const struct proc_stretch *s)
+{
+	uint32_t i = s->first, end;
+
+	for (; i < s->end; i = end) {
+		for (end = i; end < s->end && f->plan[end].kind == CORE_PLAN_SLOT; end++)
+			;
+		for (i = end; end < s->end && f->plan[end].kind != CORE_PLAN_SLOT; end++)
+			;
+		if (i == end)
+			continue;
+		if (!thaw_range(f, i, end))
+			return false;
+		scan_rearm(f->e, (uintptr_t)page_at(f, i), (uintptr_t)page_at(f, end),
+			   f->c->scan != NULL);
+	}
+	return true;
+}
+
+static void thaw(struct freeze *f)
+{
+	uint8_t *start = page_at(f, f->lo);
+	size_t bytes = bytes_of(f, f->hi - f->lo);
+
+	if (!f->watched && !thaw_range(f, f->lo, f->hi))
+		return;
+	for (uint32_t s = 0; s < f->stretches; s++)
+		if (!thaw_stretch(f, &f->e->work->stretch[s]))
+			return;
 	for (int tries = 0; tries < 100 && sys->uffd_wake(f->e->uffd, start, bytes) < 0; tries++)
 		proc_freeze_pause();
 }
@@ -245,19 +280,50 @@ static void drop_staged(struct freeze *f)
 		f->staging->dirty = true;
 }
 
+/* --- 2: everybody waits --------------------------------------------------- */
+
+static int freeze_range(struct freeze *f, uint32_t first, uint32_t end)
+{
+	uint64_t mode = UFFDIO_REGISTER_MODE_MISSING;
+	int err;
+
+	if (proc_scan_tracks(f->e))
+		mode |= UFFDIO_REGISTER_MODE_WP;
+	err = sys->uffd_register(f->e->uffd, page_at(f, first), bytes_of(f, end - first), mode);
+	for (uint32_t i = first; err < 0 && i < end; i++)
+		if (f->plan[i].kind != CORE_PLAN_SKIP)
+			proc_plan_skip(&f->plan[i], err == -EBUSY    ? SAMEPAGE_REASON_UFFD_BUSY
+						    : err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY
+								     : SAMEPAGE_REASON_FAILED);
+	return err;
+}
+
+/* False: nothing is registered. */
+static bool freeze(struct freeze *f)
+{
+	struct proc_stretch *stretch = f->e->work->stretch;
+	uint32_t i = f->lo, end;
+
+	f->stretches = 0;
+	f->watched = proc_scan_watched(f->e, (uintptr_t)page_at(f, f->lo));
+	if (!f->watched)
+		return freeze_range(f, f->lo, f->hi) == 0;
+	for (; i < f->hi; i = end + 1) {
+		for (end = i; end < f->hi && f->plan[end].kind != CORE_PLAN_SKIP; end++)
+			;
+		if (end > i && freeze_range(f, i, end) == 0)
+			stretch[f->stretches++] = (struct proc_stretch){ (uint16_t)i, (uint16_t)end };
+	}
+	return f->stretches > 0;
+}
+
 /* Lock held. Everything between the first and the last moment of a freeze. */
 static void freeze_map_thaw(struct freeze *f)
 {
 	uint64_t since = sys_now_usec();
-	int err = sys->uffd_register(f->e->uffd, page_at(f, f->lo), bytes_of(f, f->hi - f->lo),
-				     UFFDIO_REGISTER_MODE_MISSING);
 
-	if (err < 0) {
-		proc_prepare_skip_all(f, err == -EBUSY    ? SAMEPAGE_REASON_UFFD_BUSY
-			    : err == -ENOMEM ? SAMEPAGE_REASON_NO_MEMORY
-					     : SAMEPAGE_REASON_FAILED);
+	if (!freeze(f))
 		return;
-	}
 	stage(f);
 	if (wait_for_unpinned(f) == 0) {
 		verify(f);
@@ -298,11 +364,6 @@ void proc_freeze_commit(struct proc_engine *e, const struct proc_chunk *c,
 	proc_origin_forget((uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 	freeze_map_thaw(&f);
 	proc_prepare_drop(&f);
-	/* Thawing ended the tracking of what was not mapped. */
-	if (e->scan)
-		scan_rearm(e, c, f.lo, f.hi);
 	proc_mem_unlock_engine();
 	drop_staged(&f);
-	if (e->scan)
-		scan_protect(e, (uintptr_t)page_at(&f, f.lo), (uintptr_t)page_at(&f, f.hi));
 }

@@ -13,6 +13,8 @@ struct freeze {
 	uint8_t *staged; /* of each page: is it in the staging area? */
 	struct proc_staging *staging;
 	uint32_t lo, hi; /* planned pages are within [lo, hi) of the chunk */
+	bool watched;       /* by the scanner: frozen are the stretches, not [lo, hi) */
+	uint32_t stretches; /* in work->stretch */
 };
 
 static inline uint8_t *page_at(const struct freeze *f, uint32_t i)

@@ -97,6 +97,9 @@ struct proc_work {
 	uint32_t collisions;
 	uint8_t *premap[PROC_CHUNK_PAGES]; /* of a run's first page: mapped beforehand */
 	uint32_t premap_pages[PROC_CHUNK_PAGES];
+	struct proc_stretch {
+		uint16_t first, end;
+	} stretch[PROC_CHUNK_PAGES / 2 + 1]; /* of planned pages */
 	uint32_t misses; /* pages in the ring that wait to be submitted */
 	uint16_t miss[PROC_RING_PAGES];
 	uint16_t ring_page[PROC_RING_PAGES];
@@ -331,8 +334,14 @@ bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t 
 /* Lock held: did the program change something there since the regions were read? */
 bool proc_scan_touched(const struct proc_engine *e, uint64_t start, uint64_t end);
 void proc_scan_twin(struct scan_look *look, uint32_t i);
-/* After a commit: what of [lo, hi) is still anonymous is tracked again. Lock held; then not. */
-void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi);
+/* Does the engine's userfaultfd track writes, and does the scanner have it track them there? */
+bool proc_scan_tracks(const struct proc_engine *e);
+bool proc_scan_watched(const struct proc_engine *e, uint64_t addr);
+/*
+ * Lock held. Frozen until now, and not merged: tracked again. known: that it is to be hashed
+ * anew is noted, so what was written until now need not show.
+ */
+void scan_rearm(struct proc_engine *e, uint64_t start, uint64_t end, bool known);
 void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end);
 
 /* serve.c: one message of the broker */

@@ -295,6 +295,7 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	struct scan_look *look = &s->look;
 	struct scan_chunk *k = &s->chunk[number];
 	uint32_t first = s->set.first_msec;
+	bool tried;
 
 	k->looks++;
 	check_round(s, k);
@@ -310,7 +311,8 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	look_at_pages(e, look);
 	note_look(s, look);
 	k->huge = look->huge_pages > 0;
-	if (look->wanted || k->news)
+	tried = look->wanted || k->news;
+	if (tried)
 		scan_merge(e, look);
 	k->news = false;
 	count_pages(s, k);
@@ -320,8 +322,9 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 		scan_chunk_free(s, number);
 		return false;
 	}
-	/* What was hashed for the first time, blindly, waits as well. */
-	if (k->pages[CORE_PAGE_FRESH] && look->sum.wait_msec > first && look->wanted)
+	/* What was to be merged, or was hashed blindly for the first time, and waits now. */
+	if (tried && look->sum.wait_msec > first &&
+	    (k->pages[CORE_PAGE_FRESH] || k->pages[CORE_PAGE_ASIDE]))
 		look->sum.wait_msec = first;
 	schedule(s, k, now, look->sum.wait_msec, look->sum.new_pages || look->merged);
 	return true;

@@ -19,9 +19,9 @@
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
  * looked at), running.
  *
- * A change that happens between the last look and the end of a freeze in the same chunk
- * may be missed. Then a page is known by an old fingerprint until it changes again; the
- * comparison in the freeze finds that out (I2), so the cost is a page not merged.
+ * No change is missed: what is written between a look and its hash shows in the next look,
+ * a freeze leaves the tracking of all that it does not take alone, and what it took and gave
+ * back is hashed anew.
  */
 #ifndef SAMEPAGE_PROC_SCAN_H
 #define SAMEPAGE_PROC_SCAN_H

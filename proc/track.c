@@ -149,27 +149,30 @@ void scan_arm(struct proc_engine *e, uint64_t start, uint64_t end)
 	protect(e, NULL, start, end);
 }
 
-/*
- * It was one anonymous mapping, and what the plan did not map is so still. Only where the
- * scanner watches: a caller's own range may be anything's by the time it returns.
- */
-void scan_rearm(struct proc_engine *e, const struct proc_chunk *c, uint32_t lo, uint32_t hi)
+bool proc_scan_tracks(const struct proc_engine *e)
 {
-	const struct core_plan_page *plan = e->work->plan;
-	uint32_t i = lo, end;
+	return e->scan && e->scan->wp_async;
+}
 
-	if (!e->scan->wp || e->uffd < 0 || !scan_chunk_at(e->scan, c->base))
+bool proc_scan_watched(const struct proc_engine *e, uint64_t addr)
+{
+	const struct proc_scan *s = e->scan;
+	uint32_t r;
+
+	if (!s || !s->wp || !s->started || s->paused || s->armed_uffd != e->uffd)
+		return false;
+	r = scan_region_after(s, addr);
+	return r < s->regions && s->region[r].start <= addr;
+}
+
+void scan_rearm(struct proc_engine *e, uint64_t start, uint64_t end, bool known)
+{
+	if (!e->scan->wp || e->uffd < 0)
 		return;
-	for (; i < hi; i = end) {
-		uint64_t at = c->base + ((uint64_t)i << e->page_shift);
-
-		for (end = i; end < hi && plan[end].kind != CORE_PLAN_SLOT; end++)
-			;
-		if (end > i)
-			(void)register_owned(e, at, c->base + ((uint64_t)end << e->page_shift));
-		while (end < hi && plan[end].kind == CORE_PLAN_SLOT)
-			end++;
-	}
+	if (register_owned(e, start, end) < 0)
+		e->scan->regions_generation = UINT64_MAX; /* read them again, and try there */
+	else if (known)
+		protect(e, NULL, start, end);
 }
 
 void scan_protect(struct proc_engine *e, uint64_t start, uint64_t end)

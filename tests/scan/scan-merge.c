@@ -6,6 +6,8 @@
  */
 #include "scantest.h"
 
+#include "sys/sys.h"
+
 #define PAGES 600u /* more than a chunk */
 #define OWN 200u
 #define SHARED_SEED 7u
@@ -239,12 +241,58 @@ static void memory_that_grows(void **state)
 	st_close();
 }
 
+/* --- written while its neighbours merge ------------------------------------- */
+
+#define BUSY_PAGES 3072u
+#define BUSY_USEC 600000u
+
+/* The first has it all; the others come to have it, odd pages one by one, in no order. */
+static void run_comes_to_it(unsigned self)
+{
+	char *p = st_memory(BUSY_PAGES);
+	uint64_t began, random = 5;
+	unsigned order[BUSY_PAGES / 2], other;
+
+	for (unsigned i = 0; i < BUSY_PAGES; i++)
+		pt_fill_page(p + i * pt_page(), self && i % 2 ? 9 : SHARED_SEED, i);
+	for (unsigned i = 0; i < BUSY_PAGES / 2; i++) {
+		other = (unsigned)(pt_random(&random) % (i + 1));
+		order[i] = order[other];
+		order[other] = 2 * i + 1;
+	}
+	st_did(self, 1);
+	began = sys_now_usec();
+	for (unsigned i = 0; self && i < BUSY_PAGES / 2; i++) {
+		pt_fill_page(p + order[i] * pt_page(), SHARED_SEED, order[i]);
+		while (sys_now_usec() - began < (uint64_t)BUSY_USEC * i / (BUSY_PAGES / 2))
+			;
+	}
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(pt_differs(p, BUSY_PAGES, SHARED_SEED) == -1);
+	st_did(self, 3);
+}
+
+/* A write that no look sees is a page that is never merged. */
+static void no_write_is_missed(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("comes-to-it");
+	st_start("comes-to-it");
+	st_step(2);
+	ST_UNTIL(all_share(2, BUSY_PAGES));
+	st_step(3);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "holder", run_holder },
 						{ "twice", run_twice },
 						{ "zeros", run_zeros },
 						{ "grower", run_grower },
+						{ "comes-to-it", run_comes_to_it },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(two_processes),
@@ -255,6 +303,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(published_later),
 		cmocka_unit_test(zeros),
 		cmocka_unit_test(memory_that_grows),
+		cmocka_unit_test(no_write_is_missed),
 	};
 
 	return ST_MAIN("scan-merge", tests, roles);
