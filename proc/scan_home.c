@@ -6,9 +6,9 @@
  *
  * That costs a fork (to find pages that are pinned for DMA), after which the program's
  * writes take a fault for each page, and two mappings for each run of such pages. So it
- * is done for a sixteenth at least of what is watched, and of all anonymous memory that the
- * program has; while mappings are plenty; and less and less often if it has to be done
- * again and again. And it is done for no more pieces at once than take a few msec; what is
+ * is done for a 64th at least of what is watched, and of all anonymous memory that the
+ * program has (copying the tables for 64 pages costs about as much as merging one); while
+ * mappings are plenty; and less and less often if it has to be done again and again. And it is done for no more pieces at once than take a few msec; what is
  * left comes next, after a pause.
  */
 #include "proc/scan.h"
@@ -20,8 +20,8 @@
 #define LONG_USEC 15000u
 #define PAUSE_FACTOR 100u
 #define LEAST_PAGES 64u
-#define PART 16u
-#define IDLE_LATEST 6u /* about ten minutes */
+#define PART 64u
+#define IDLE_LATEST 8u /* about ten minutes */
 
 struct gather {
 	struct proc_engine *e;
