@@ -242,12 +242,10 @@ uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,
 	return eighths_since(g, i, c) * unit_msec(c, core_page_level(g, i));
 }
 
-void core_pages_unwatched(struct core_pages_group *g, const struct core_pages_clock *c)
+void core_page_unwatched(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c)
 {
-	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
-		if (core_page_state(g, i) == CORE_PAGE_KNOWN ||
-		    core_page_state(g, i) == CORE_PAGE_ASIDE)
-			becomes_fresh(g, i, core_page_level(g, i), c);
+	if (core_page_state(g, i) == CORE_PAGE_KNOWN || core_page_state(g, i) == CORE_PAGE_ASIDE)
+		becomes_fresh(g, i, core_page_level(g, i), c);
 }
 
 void core_pages_unreport(struct core_pages_group *g)

@@ -128,8 +128,8 @@ unsigned core_pages_sweep(struct core_pages_group *g);
 /* For how long a fresh page has not changed, as far as eight bits tell. */
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,
 			      const struct core_pages_clock *c);
-/* Nobody has watched for a while: what was known may have changed, and is hashed again. */
-void core_pages_unwatched(struct core_pages_group *g, const struct core_pages_clock *c);
+/* Nobody has watched it for a while: what was known may have changed, and is hashed again. */
+void core_page_unwatched(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 /* A new round of the candidate table: everything is to be reported again. */
 void core_pages_unreport(struct core_pages_group *g);
 

@@ -140,6 +140,63 @@ void scan_all_due(struct proc_scan *s)
 		s->chunk[i].due_msec = now;
 }
 
+/*
+ * What was reported stays known as reported: the table has it, and would take it for a
+ * second page's.
+ */
+static void unwatched(struct proc_scan *s, struct scan_chunk *k, uint32_t first, uint32_t end)
+{
+	struct core_pages_clock clock = { scan_now_msec(s, sys_now_usec()), s->set.first_msec,
+					  k->looks };
+
+	for (uint32_t i = first; i < end; i++) {
+		struct core_pages_group *g = scan_group(s, k, i / CORE_PAGES_GROUP);
+		enum core_page_state was;
+
+		if (!g)
+			continue;
+		was = core_page_state(g, i % CORE_PAGES_GROUP);
+		core_page_unwatched(g, i % CORE_PAGES_GROUP, &clock);
+		k->pages[was]--;
+		k->pages[core_page_state(g, i % CORE_PAGES_GROUP)]++;
+	}
+	/* What has become present meanwhile was never written since: only a whole look tells. */
+	k->looks = 0;
+	k->idle = 0;
+	k->due_msec = clock.now_msec;
+}
+
+static void unwatched_part(struct proc_scan *s, struct scan_chunk *k, uint64_t start, uint64_t end,
+			   uint32_t page_shift)
+{
+	uint64_t last = k->base + ((uint64_t)PROC_CHUNK_PAGES << page_shift);
+
+	if (start < k->base)
+		start = k->base;
+	if (end > last)
+		end = last;
+	if (start < end)
+		unwatched(s, k, (uint32_t)((start - k->base) >> page_shift),
+			  (uint32_t)((end - k->base) >> page_shift));
+}
+
+void scan_unwatched(struct proc_scan *s, uint64_t start, uint64_t end, uint32_t page_shift)
+{
+	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << page_shift;
+
+	if ((end - start) / size > s->chunks) {
+		for (uint32_t i = 0; i < s->chunks; i++)
+			unwatched_part(s, &s->chunk[i], start, end, page_shift);
+		return;
+	}
+	for (uint64_t base = start & ~(size - 1); base < end; base += size) {
+		struct scan_chunk *k = scan_chunk_at(s, base);
+
+		if (k)
+			unwatched_part(s, k, start, end, page_shift);
+	}
+}
+
 /* --- groups --------------------------------------------------------------- */
 
 struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk *k, unsigned i)

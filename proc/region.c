@@ -127,8 +127,10 @@ static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uin
 	if (start >= end || ((v->flags & SYS_VMF(uw)) && !registered_by_us(r, start, end)))
 		return;
 	if (add(r, v, start, end) && r->s->wp && v->anonymous && !(v->flags & SYS_VMF(uw)) &&
-	    scan_register(r->e, start, end) == 0)
+	    scan_register(r->e, start, end) == 0) {
 		scan_protect(r->e, start, end);
+		scan_unwatched(r->s, start, end, r->e->page_shift);
+	}
 }
 
 static void take_owned(struct reading *r, const struct sys_vma *v)

@@ -143,28 +143,6 @@ void proc_scan_connected(struct proc_engine *e)
 	start_over(e);
 }
 
-/*
- * What was reported stays known as reported: the table has it, and would take it for a
- * second page's.
- */
-static void all_unwatched(struct proc_scan *s)
-{
-	uint32_t now = scan_now_msec(s, sys_now_usec());
-
-	for (uint32_t i = 0; i < s->chunks; i++) {
-		struct scan_chunk *k = &s->chunk[i];
-		struct core_pages_clock clock = { now, s->set.first_msec, k->looks };
-
-		for (unsigned g = 0; g < SCAN_GROUPS; g++)
-			if (k->group[g])
-				core_pages_unwatched(scan_group(s, k, g), &clock);
-		k->pages[CORE_PAGE_FRESH] += k->pages[CORE_PAGE_KNOWN] + k->pages[CORE_PAGE_ASIDE];
-		k->pages[CORE_PAGE_KNOWN] = k->pages[CORE_PAGE_ASIDE] = 0;
-		k->due_msec = now;
-		k->idle = 0;
-	}
-}
-
 void proc_scan_pause(struct proc_engine *e, bool pause)
 {
 	struct proc_scan *s = e->scan;
@@ -176,7 +154,7 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 		scan_disarm(e, s->region[i].start, s->region[i].end);
 	s->paused = pause;
 	if (!pause)
-		all_unwatched(s);
+		scan_unwatched(s, 0, UINT64_MAX, e->page_shift);
 	/* Regions are read anew, and registered. */
 	s->armed_uffd = -1;
 	s->regions_at_usec = s->discover_at_usec = s->wake_usec = s->due_usec = 0;

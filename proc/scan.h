@@ -149,6 +149,8 @@ struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base); /* NULL: n
 struct scan_chunk *scan_chunk_make(struct proc_scan *s, uint64_t base); /* NULL: no memory */
 /* All of them are to be looked at now. */
 void scan_all_due(struct proc_scan *s);
+/* Nobody watched [start, end) until now: all that is present there is looked at, and soon. */
+void scan_unwatched(struct proc_scan *s, uint64_t start, uint64_t end, uint32_t page_shift);
 void scan_chunk_free(struct proc_scan *s, uint32_t number); /* the last one takes its place */
 struct core_pages_group *scan_group(struct proc_scan *s, const struct scan_chunk *k, unsigned i);
 struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk *k, unsigned i);

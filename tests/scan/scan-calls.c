@@ -295,6 +295,60 @@ static void advised_memory_only(void **state)
 	st_close();
 }
 
+/*
+ * Written long before it is advised, in a stretch that the scanner knows already: nothing is
+ * ever written there again, so no tracker tells of it.
+ */
+static void run_advised_later(unsigned self)
+{
+	size_t bytes = PAGES / 3 * pt_page();
+	char *p = mmap((char *)0x310000000000, 3 * bytes, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0);
+
+	PT_CHECK(p != MAP_FAILED);
+	pt_fill(p, PAGES / 3, 900 + self); /* nobody else has it, so it is known */
+	pt_fill(p + bytes, PAGES / 3, 903);
+	pt_fill(p + 2 * bytes, PAGES / 3, 904);
+	PT_CHECK(madvise(p, bytes, MADV_MERGEABLE) == 0);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(madvise(p + bytes, bytes, MADV_MERGEABLE) == 0);
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(st_store_pages(p + bytes, PAGES / 3) == PAGES / 3);
+	PT_CHECK(madvise(p, 2 * bytes, MADV_UNMERGEABLE) == 0);
+	st_did(self, 3);
+	st_wait_step(4);
+	PT_CHECK(madvise(p + 2 * bytes, bytes, MADV_MERGEABLE) == 0);
+	st_did(self, 4);
+	st_wait_step(5);
+	PT_CHECK(st_store_pages(p + 2 * bytes, PAGES / 3) == PAGES / 3);
+	PT_CHECK(pt_differs(p, PAGES / 3, 900 + self) == -1);
+	PT_CHECK(pt_differs(p + bytes, PAGES / 3, 903) == -1);
+	PT_CHECK(pt_differs(p + 2 * bytes, PAGES / 3, 904) == -1);
+	st_did(self, 5);
+}
+
+static void advised_long_after_it_was_written(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("advised-later");
+	st_start("advised-later");
+	st_step(1);
+	ST_UNTIL(st_report(0).scan.pages_unshared_now == PAGES / 3 &&
+		 st_report(1).scan.pages_unshared_now == PAGES / 3);
+	st_nap(700);
+	st_step(2);
+	ST_UNTIL(both_share(PAGES / 3));
+	st_step(3);
+	ST_UNTIL(both_share(0));
+	st_nap(700);
+	st_step(4);
+	ST_UNTIL(both_share(PAGES / 3));
+	st_step(5);
+	st_close();
+}
+
 /* --- a userfaultfd of the program's own -------------------------------------------------------- */
 
 static int own_uffd(uint64_t features)
@@ -380,6 +434,7 @@ int main(int argc, char **argv)
 						{ "nomad", run_nomad },
 						{ "paused", run_paused },
 						{ "advised", run_advised },
+						{ "advised-later", run_advised_later },
 						{ "uffd", run_uffd },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
@@ -390,6 +445,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pause_and_resume),
 		cmocka_unit_test(one_is_paused),
 		cmocka_unit_test(advised_memory_only),
+		cmocka_unit_test(advised_long_after_it_was_written),
 		cmocka_unit_test(own_uffd_over_merged_memory),
 		cmocka_unit_test(own_uffd_over_watched_memory),
 	};
