@@ -82,9 +82,10 @@ class Report:
             rows.append([s.workload, number(ours.seconds), number(ksm.seconds),
                          "reached" if later else "NOT REACHED", number(cpu),
                          f"<= {goal}: {verdict(cpu, goal)}", number(saved),
-                         f">= 0.95: {verdict(saved, 0.95, False)}"])
+                         f">= 0.95: {verdict(saved, 0.95, False)}",
+                         number(s.ratio("busy"))])
         text = table(["workload", "seconds to 90 %", "ksmd", "no later", "CPU, of ksmd's",
-                      "to reach", "saved, of ksmd's", "to reach"], rows)
+                      "to reach", "saved, of ksmd's", "to reach", "while busy"], rows)
         for s in self.summaries:
             if s.workload == "set of 1 GiB" and "samepage" in s.of:
                 value = s.of["samepage"].seconds
@@ -97,12 +98,13 @@ class Report:
         for name, f in s.of.items():
             part = 100 * f.saved / s.mergeable if s.mergeable > 0 else None
             rows.append([name, number(f.saved / MIB, 1), number(part, 1),
+                         number(f.busy and f.busy / MIB, 1),
                          number(f.seconds), number(f.cpu), number(f.own_seconds),
                          number(f.own_cpu), number(f.all_cpu), number(f.all_seconds, 1),
                          number(f.group_cpu), number(f.more / MIB, 1),
                          number(f.frames * PAGE / MIB, 1), number(f.vmas_a_page, 3),
                          f.most_vmas])
-        return table(["", "saved, MiB", "% of the most", "s to 90 %", "CPU s until then",
+        return table(["", "saved, MiB", "% of the most", "while busy", "s to 90 %", "CPU s until then",
                       "s to 90 % of its own", "CPU s", "CPU s in all", "in s", "CPU of group",
                       "more at the start, MiB", "frames, MiB", "VMAs a merged page",
                       "most VMAs"], rows)
@@ -163,7 +165,9 @@ class Report:
                   "Saved: by how much memory has gone down since merging was let go; what programs "
                   "need more under samepage before anything is merged is taken off. Mergeable: the "
                   "most that any contender has saved in the end. To 90 % of that; CPU: of ksmd's "
-                  "thread, or of the engines' threads and the broker, until then.\n", self.goals()]
+                  "thread, or of the engines' threads and the broker, until then. Saved is taken when "
+                  "requests, if there are any, have stopped and memory does not go down any more; "
+                  "while busy: the same before they stopped.\n", self.goals()]
         for s in self.summaries:
             workload = next(w for w, _, _ in self.plan.arms if w.name == s.workload)
             parts.append(f"### {s.workload[:1].upper() + s.workload[1:]}\n")
