@@ -166,6 +166,8 @@ struct proc_engine {
 	uint32_t segments_room;  /* numbers that the table has room for */
 	struct proc_segment segments_few[PROC_SEGMENTS_FEW];
 	size_t segments_bytes; /* of each */
+	uint64_t segments_changes; /* of the process's memory, when they were trimmed last */
+	bool segments_fetched;     /* one more since then */
 	uint32_t page_shift;
 	uint32_t tags_count; /* in work->tags_out */
 	uint32_t reconnect_wait_usec;

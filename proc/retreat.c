@@ -206,6 +206,7 @@ static int replace(const struct proc_piece *p, uint64_t start, uint64_t end, uin
 				    (void *)start);
 		err = moved < 0 ? (int)moved : 0;
 	}
+	proc_mem_unmapped();
 	if (err == 0)
 		return 0;
 	if (!(p->prot & PROT_READ))
