@@ -30,6 +30,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "core/rangeset.h"
 #include "proc/mem.h"
 #include "sys/maps.h"
 #include "sys/sys.h"
@@ -37,8 +38,14 @@
 #define PAGES_LEAST 32u
 #define PAGES_MOST 2048u
 
-/* It became anonymous memory, or some of it; file: where its bytes are kept. */
-static uint64_t data_start, data_end, data_file;
+/*
+ * It became anonymous memory, and is there still, in so many pieces: what the program unmaps
+ * or maps over is not its file any more. What it moves elsewhere (mremap) is forgotten, too.
+ */
+#define PIECES_MAX 4u
+static struct core_range data[PIECES_MAX];
+static unsigned pieces;
+static uint64_t data_base, data_file; /* where the bytes that belong at base are kept */
 
 struct find {
 	uint64_t start, end;
@@ -84,8 +91,8 @@ static void take(const struct sys_vma *vma)
 
 	if (file < 0)
 		return;
-	data_start = vma->start;
-	data_end = vma->end;
+	data[pieces++] = (struct core_range){ .start = vma->start, .end = vma->end };
+	data_base = vma->start;
 	data_file = (uint64_t)file;
 	if (proc_mem_home(vma->start, vma->end, vma->prot, NULL) == 0)
 		proc_mem_own(vma->start, vma->end, shim_fresh_attr());
@@ -150,8 +157,36 @@ static int copy(uint64_t from, uint64_t to, size_t bytes)
 
 int shim_data_discarded(const struct shim_range *range)
 {
-	uint64_t start = range->start > data_start ? range->start : data_start;
-	uint64_t end = range->end < data_end ? range->end : data_end;
+	int err = 0;
 
-	return start < end ? copy(data_file + (start - data_start), start, end - start) : 0;
+	for (unsigned i = 0; i < pieces && err == 0; i++) {
+		uint64_t start = range->start > data[i].start ? range->start : data[i].start;
+		uint64_t end = range->end < data[i].end ? range->end : data[i].end;
+
+		if (start < end)
+			err = copy(data_file + (start - data_base), start, end - start);
+	}
+	return err;
+}
+
+void shim_data_gone(const struct shim_range *range)
+{
+	for (unsigned i = 0; i < pieces; i++) {
+		struct core_range *d = &data[i], above = *d;
+
+		if (range->end <= d->start || range->start >= d->end)
+			continue;
+		if (range->start > d->start) {
+			d->end = range->start;
+			above.start = range->end;
+			/* No room: zeros there, if it should ever be discarded. */
+			if (above.start < above.end && pieces < PIECES_MAX)
+				data[pieces++] = above;
+		} else if (range->end < d->end) {
+			d->start = range->end;
+		} else {
+			*d = data[--pieces];
+			i--;
+		}
+	}
 }

@@ -517,6 +517,15 @@ static void program_data(void)
 	show_data("all discarded");
 	said("unmap", munmap((char *)own_data + part, part));
 	said("hole", touch((char *)own_data + part, false));
+	/* Other memory in the place of the file, and the file around it. */
+	said("map", mmap((char *)own_data + part, part, RW, ANON | MAP_FIXED, -1, 0) !=
+			    MAP_FAILED);
+	fill(own_data, pages, 3);
+	if (getenv("KEEP_SCAN"))
+		wait_merged(own_data, sizeof(own_data), pages);
+	said("all", madvise(own_data, sizeof(own_data), MADV_DONTNEED));
+	show_data("all discarded");
+	show("zeros", (char *)own_data + part, pages / 4, 3);
 }
 
 int main(int argc, char **argv)
