@@ -74,6 +74,7 @@ static int adopt_all(struct broker_store *st, struct broker_segment *seg)
 	uint32_t first = seg->number * BROKER_SEGMENT_SLOTS;
 	int fresh = 0;
 
+	st->scratch_used = true;
 	for (uint32_t at = 0; at < BROKER_SEGMENT_SLOTS; at += batch) {
 		unsigned pages = BROKER_SEGMENT_SLOTS - at;
 		ssize_t got;

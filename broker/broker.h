@@ -112,6 +112,7 @@ struct broker_domain {
 	uint64_t free_at;    /* BROKER_NEVER while there are clients */
 	uint64_t trim_at;
 	uint64_t trimmed_at;
+	uint64_t rest_at;    /* the store's working memory goes; BROKER_NEVER: there is none */
 	uint64_t collect_at; /* BROKER_NEVER: no trim is under way */
 	struct broker_user *user;
 	uint64_t slots, fds; /* as they are counted in user */

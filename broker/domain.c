@@ -23,6 +23,7 @@
 #include "broker/store_impl.h"
 
 #define COLLECT_AFTER_USEC (2 * BROKER_SECOND_USEC)
+#define REST_AFTER_USEC 1000000u
 #define TRIM_PAUSE_USEC (5 * BROKER_SECOND_USEC)
 #define FULL_PERCENT 90
 
@@ -49,7 +50,7 @@ static int domain_new(struct broker *b, const struct sys_peer *peer, const char 
 	d->uid = peer->uid;
 	memcpy(d->label, peer->label, sizeof(d->label));
 	strncpy(d->name, name, sizeof(d->name) - 1);
-	d->free_at = d->trim_at = d->collect_at = BROKER_NEVER;
+	d->free_at = d->trim_at = d->collect_at = d->rest_at = BROKER_NEVER;
 	TAILQ_INIT(&d->charges);
 	TAILQ_INIT(&d->rounds);
 	r = broker_quota_join(b, d);
@@ -237,6 +238,20 @@ static bool domain_end(struct broker *b, struct broker_domain *d)
 	return true;
 }
 
+static void domain_rest(struct broker *b, struct broker_domain *d)
+{
+	if (!d->store || !broker_store_worked(d->store)) {
+		d->rest_at = BROKER_NEVER;
+		return;
+	}
+	if (d->rest_at == BROKER_NEVER)
+		d->rest_at = b->now + REST_AFTER_USEC;
+	if (b->now < d->rest_at)
+		return;
+	broker_store_rest(d->store);
+	d->rest_at = BROKER_NEVER;
+}
+
 uint64_t broker_domain_tick(struct broker *b)
 {
 	uint64_t again = BROKER_NEVER;
@@ -250,12 +265,15 @@ uint64_t broker_domain_tick(struct broker *b)
 			domain_trim(b, d);
 		if (b->now >= d->collect_at)
 			domain_collect(b, d);
+		domain_rest(b, d);
 		if (d->free_at < again)
 			again = d->free_at;
 		if (d->trim_at < again)
 			again = d->trim_at;
 		if (d->collect_at < again)
 			again = d->collect_at;
+		if (d->rest_at < again)
+			again = d->rest_at;
 	}
 	return again;
 }

@@ -193,6 +193,7 @@ unsigned broker_store_promote(struct broker_store *st, const uint8_t *ring,
 			   .budget_slots = budget_slots };
 	bool backed = broker_index_back(st) == 0;
 
+	st->scratch_used = true;
 	for (unsigned i = 0; i < count; i++)
 		take(&b, i, ring + ring_page[i] * st->page_bytes, backed);
 	flush(&b);

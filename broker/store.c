@@ -161,6 +161,17 @@ void broker_store_free(struct broker_store *st)
 	free(st);
 }
 
+bool broker_store_worked(const struct broker_store *st)
+{
+	return st->scratch_used;
+}
+
+void broker_store_rest(struct broker_store *st)
+{
+	sys->madvise(st->scratch, BROKER_SCRATCH_PAGES * st->page_bytes, MADV_DONTNEED);
+	st->scratch_used = false;
+}
+
 int broker_store_index_fd(const struct broker_store *st)
 {
 	return st->index_shm.ro_fd;

@@ -102,6 +102,12 @@ int broker_store_adopt(struct broker_store *st, int fd);
 
 /* Let go of full segments that nobody has open or mapped any more; how many. */
 unsigned broker_store_collect(struct broker_store *st);
+/*
+ * Working memory that was used: is there any, and give it back. A broker to which nothing is
+ * submitted does not keep it.
+ */
+bool broker_store_worked(const struct broker_store *st);
+void broker_store_rest(struct broker_store *st);
 
 void broker_store_stats(const struct broker_store *st, struct broker_store_stats *stats);
 

@@ -66,6 +66,7 @@ struct broker_store {
 	uint64_t slots;         /* in segments that are held */
 	uint64_t index_backed;  /* bytes of the index that surely have memory */
 	uint8_t *scratch;       /* BROKER_SCRATCH_PAGES of them, nobody else's */
+	bool scratch_used;      /* since it was given back */
 	struct broker_store_stats counted; /* the counters of it only */
 };
 

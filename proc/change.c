@@ -167,6 +167,7 @@ static int fresh(uint64_t start, uint64_t end, int prot)
 {
 	int err = 0;
 
+	proc_mem_unmapped();
 	/* It may have been a file's: the old bytes, and the caller hears of it. */
 	if (proc_origin_lost() && !(prot & PROT_WRITE))
 		return -EAGAIN;

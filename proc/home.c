@@ -111,6 +111,7 @@ int proc_mem_home(uint64_t start, uint64_t end, int prot, uint64_t *pages)
 
 	if ((prot & PROT_WRITE) && !proc_alone(true))
 		return -EACCES;
+	proc_mem_unmapped();
 	err = proc_hold_open(&h.hold, HOLD_PAGES);
 	if (err < 0)
 		return -EAGAIN;

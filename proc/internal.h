@@ -169,6 +169,8 @@ struct proc_engine {
 	uint32_t segments_room;  /* numbers that the table has room for */
 	struct proc_segment segments_few[PROC_SEGMENTS_FEW];
 	size_t segments_bytes; /* of each */
+	uint64_t segments_changes; /* of the process's memory, when they were trimmed last */
+	bool segments_fetched;     /* one more since then */
 	uint32_t page_shift;
 	uint32_t tags_count; /* in work->tags_out */
 	uint32_t reconnect_wait_usec;
@@ -309,10 +311,10 @@ struct proc_piece {
 	bool stopped; /* retreat.c's own */
 };
 /*
- * The same for these, which the scanner watches; what is none any more is passed by, so
- * the array is changed. 0, or the error of one that had to stay.
+ * The same for these, which the scanner watches; what is none any more is taken out of the
+ * array, and *n is how many are left. 0, or the error of one that had to stay.
  */
-int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n,
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned *n,
 			uint64_t *held_usec); /* how long the program was kept waiting */
 bool proc_retreat_can_fork(void); /* without, nothing that was written comes home */
 

@@ -432,6 +432,11 @@ bool proc_mem_flags_known(uint64_t start, uint64_t end, struct proc_mem_flags *f
 	return known_flags.start <= start && end <= known_flags.end;
 }
 
+void proc_mem_unmapped(void)
+{
+	changes++;
+}
+
 uint64_t proc_mem_changes(void)
 {
 	return changes;

@@ -107,6 +107,7 @@ struct proc_mem_flags {
 	uint32_t pkey;
 };
 bool proc_mem_flags_known(uint64_t start, uint64_t end, struct proc_mem_flags *flags);
+void proc_mem_unmapped(void); /* mappings of the store were replaced by other memory */
 uint64_t proc_mem_changes(void); /* to be given to the next, from before smaps was read */
 void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes);
 

@@ -170,7 +170,7 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr);
 uint32_t scan_discover(struct proc_engine *e);
 
 /* scan_home.c: written since their merge, so that they can be merged again */
-#define SCAN_HOME_USEC 10000000ull /* not more often */
+#define SCAN_HOME_USEC 2000000ull /* not more often */
 void scan_home(struct proc_engine *e);
 
 /* track.c */

@@ -6,9 +6,9 @@
  *
  * That costs a fork (to find pages that are pinned for DMA), after which the program's
  * writes take a fault for each page, and two mappings for each run of such pages. So it
- * is done for a sixteenth at least of what is watched, and of all anonymous memory that the
- * program has; while mappings are plenty; and less and less often if it has to be done
- * again and again. And it is done for no more pieces at once than take a few msec; what is
+ * is done for a 64th at least of what is watched, and of all anonymous memory that the
+ * program has (copying the tables for 64 pages costs about as much as merging one); while
+ * mappings are plenty; and less and less often if it has to be done again and again. And it is done for no more pieces at once than take a few msec; what is
  * left comes next, after a pause.
  */
 #include "proc/scan.h"
@@ -20,14 +20,13 @@
 #define LONG_USEC 15000u
 #define PAUSE_FACTOR 100u
 #define LEAST_PAGES 64u
-#define PART 16u
-#define IDLE_LATEST 6u /* about ten minutes */
+#define PART 64u
+#define IDLE_LATEST 8u /* about ten minutes */
 
 struct gather {
 	struct proc_engine *e;
 	struct proc_piece *piece;
 	unsigned n, max;
-	uint64_t pages; /* in the list; then: still to be noted */
 };
 
 static bool enough(const struct proc_scan *s, uint64_t *pages)
@@ -63,22 +62,16 @@ static bool gather_page(struct gather *g, uint64_t at, int prot)
 		g->piece[g->n++] = (struct proc_piece){ .start = at, .end = end, .prot = prot };
 	else
 		return false;
-	g->pages++;
 	return true;
 }
 
-/*
- * Broken pages of a chunk: into the list, or (home) as many as there were in it fresh from
- * now on. False: that was all.
- */
-static bool each_broken(struct gather *g, struct scan_chunk *k, bool home)
+/* Broken pages of a chunk, into the list. False: it is full. */
+static bool gather_chunk(struct gather *g, const struct scan_chunk *k)
 {
 	struct proc_scan *s = g->e->scan;
-	struct core_pages_clock clock = { scan_now_msec(s, sys_now_usec()), s->set.first_msec,
-					  k->looks };
 
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
-		struct core_pages_group *group = scan_group(s, k, i / CORE_PAGES_GROUP);
+		const struct core_pages_group *group = scan_group(s, k, i / CORE_PAGES_GROUP);
 		uint64_t at = k->base + ((uint64_t)i << g->e->page_shift);
 		uint32_t r;
 
@@ -87,41 +80,59 @@ static bool each_broken(struct gather *g, struct scan_chunk *k, bool home)
 		r = scan_region_after(s, at);
 		if (r == s->regions || s->region[r].start > at)
 			continue;
-		if (!home && !gather_page(g, at, s->region[r].prot))
+		if (!gather_page(g, at, s->region[r].prot))
 			return false;
-		if (home && g->pages-- == 0)
-			return false;
-		if (home)
-			core_page_home(group, i % CORE_PAGES_GROUP, &clock);
 	}
 	return true;
 }
 
-static void all_broken(struct gather *g, bool home)
+static void gather_broken(struct gather *g)
 {
 	struct proc_scan *s = g->e->scan;
-	uint32_t now = scan_now_msec(s, sys_now_usec());
 
-	for (uint32_t i = 0; i < s->chunks; i++) {
-		if (!s->chunk[i].pages[CORE_PAGE_BROKEN])
-			continue;
-		if (home)
-			s->chunk[i].due_msec = now;
-		if (!each_broken(g, &s->chunk[i], home))
+	for (uint32_t i = 0; i < s->chunks; i++)
+		if (s->chunk[i].pages[CORE_PAGE_BROKEN] && !gather_chunk(g, &s->chunk[i]))
 			return;
-	}
 }
 
-/* Lets go of the list. How long the program was kept waiting. */
+/* Counted as what it is now, or nobody would look at the chunk. */
+static void note_home(struct proc_engine *e, uint64_t at, uint32_t now)
+{
+	struct proc_scan *s = e->scan;
+	struct scan_chunk *k = scan_chunk_at(s, at & ~(scan_chunk_bytes(e) - 1));
+	uint32_t i = k ? (uint32_t)((at - k->base) >> e->page_shift) : 0;
+	struct core_pages_group *group = k ? scan_group(s, k, i / CORE_PAGES_GROUP) : NULL;
+	struct core_pages_clock clock = { now, s->set.first_msec, k ? k->looks : 0 };
+
+	if (!group || core_page_state(group, i % CORE_PAGES_GROUP) != CORE_PAGE_BROKEN)
+		return;
+	core_page_home(group, i % CORE_PAGES_GROUP, &clock);
+	k->pages[CORE_PAGE_BROKEN]--;
+	k->pages[CORE_PAGE_FRESH]++;
+	k->due_msec = now;
+}
+
+/*
+ * Lets go of the list. How long the program was kept waiting. What the program has given
+ * up meanwhile does not come home: that is new memory, found when mappings are read.
+ */
 static uint64_t bring(struct gather *g, unsigned n)
 {
+	struct proc_engine *e = g->e;
+	uint32_t now;
 	uint64_t took = 0;
 
-	(void)proc_retreat_pieces(g->e, g->piece, n, &took);
-	for (unsigned i = 0; g->e->scan->wp && i < n; i++)
-		scan_arm(g->e, g->piece[i].start, g->piece[i].end);
-	/* What had to stay turns out as broken again at the next attempt to merge it: aside. */
-	all_broken(g, true);
+	(void)proc_retreat_pieces(e, g->piece, &n, &took);
+	now = scan_now_msec(e->scan, sys_now_usec());
+	for (unsigned i = 0; i < n; i++) {
+		const struct proc_piece *p = &g->piece[i];
+
+		if (e->scan->wp)
+			scan_arm(e, p->start, p->end);
+		/* What had to stay is broken again at the next attempt to merge it: aside. */
+		for (uint64_t at = p->start; at < p->end; at += e->page_bytes)
+			note_home(e, at, now);
+	}
 	proc_arena_free(g->piece, PIECES_MOST * sizeof(*g->piece));
 	return took;
 }
@@ -171,7 +182,7 @@ void scan_home(struct proc_engine *e)
 	if (!g.piece)
 		return;
 	g.max = room < s->home_pieces ? (unsigned)room : s->home_pieces;
-	all_broken(&g, false);
+	gather_broken(&g);
 	n = g.n;
 	took = bring(&g, n);
 	e->vmas_now += 2 * (int64_t)n;

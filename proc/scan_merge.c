@@ -323,7 +323,11 @@ static void note_page(struct proc_engine *e, struct scan_look *look, uint32_t i,
 		break;
 	default:
 		core_result_decline(res, p->reason, 1);
-		note_skipped(e, look, g, i, p->reason);
+		/* The slot is another page's with the same tag, and will be the next time. */
+		if (e->work->collided[i])
+			core_page_aside(g, IN_GROUP(i), &look->clock);
+		else
+			note_skipped(e, look, g, i, p->reason);
 		break;
 	}
 }
@@ -394,10 +398,10 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 	if (planned && mappings_tight(e, SCAN_COUNT_USEC))
 		plan_long_runs(e);
 	commit(e, &c, &res);
-	if (w->collisions)
-		memset(w->collided, 0, sizeof(w->collided));
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		note_page(e, look, i, &res);
+	if (w->collisions)
+		memset(w->collided, 0, sizeof(w->collided));
 	report_again(e, look);
 	count_promoted(e->scan, &res, planned);
 	core_result_add(&e->stats.total, &res);

@@ -360,7 +360,7 @@ static bool heap_is_whole(uint64_t start, uint64_t end)
 	return sys_maps_each(0, buf, sizeof(buf), count_plain, &reached) >= 0 && reached >= end;
 }
 
-#define MMAP_THRESHOLD_BYTES (4 << 20)
+#define MMAP_THRESHOLD_BYTES (512 << 10)
 
 static void raise_mmap_threshold(const struct shim_real *real)
 {

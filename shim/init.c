@@ -13,6 +13,7 @@
  * SAMEPAGE_SCOPE                     "all" (default): everything owned; "advised":
  *                                    what the program asked MADV_MERGEABLE for
  * SAMEPAGE_MERGE_ANY, SAMEPAGE_KSM   inherit.c, prctl.c
+ * SAMEPAGE_DATA                      data.c
  * SAMEPAGE_FAULT                     sys/fault.h
  * SAMEPAGE_VERBOSE                   a line on stderr when there will be no merging
  *
@@ -122,6 +123,7 @@ static void dump_merged(void)
 
 static void start(void)
 {
+	struct core_scan_config scan;
 	int ret = sys_fault_from_env();
 
 	if (ret < 0) {
@@ -139,6 +141,8 @@ static void start(void)
 		return;
 	}
 	shim_prctl_start();
+	if (scan_settings(&scan))
+		shim_data_start();
 	atomic_store_explicit(&shim_ready, true, memory_order_release);
 	ret = start_engine();
 	if (ret < 0) {

@@ -3,7 +3,9 @@
 
 The clock starts when everything is ready and merging is let go (KSM: run 1; samepage:
 resume), the same for all. It ends when memory has not gone down for a while and the
-contender says that it has looked at everything, or when the time is up.
+contender says that it has looked at everything, or when the time is up. Programs that were
+busy meanwhile are then left alone until memory does not go down any more: what each request
+writes and puts back (counts of references) merges only now, but for an unthrottled ksmd.
 
 What is saved at a moment is by how much the memory of all processes and the broker
 (anonymous, shmem, page tables, mappings and all the kernel has for them; each page once, by
@@ -29,6 +31,7 @@ class Limits:
         self.most = {"advisor": 30.0 if quick else 60.0}
         self.most_else = 20.0 if quick else 40.0
         self.nothing = 2.0 if quick else 4.0
+        self.rest, self.rest_most = (3.0, 10.0) if quick else (4.0, 20.0)
 
 
 class Result:
@@ -38,6 +41,7 @@ class Result:
         self.workload, self.contender = workload.name, contender.name
         self.rows = []
         self.begin = 0.0
+        self.busy_until = None  # requests went on up to then; None: there are none
 
     def saved(self, row):
         return self.rows[0].used - row.used
@@ -45,7 +49,15 @@ class Result:
     @property
     def final(self):
         """Bytes saved in the end: the median of the last second."""
-        last = sorted(self.saved(r) for r in self.rows if r.time > self.rows[-1].time - 1)
+        return self._saved_before(self.rows[-1].time)
+
+    @property
+    def busy(self):
+        """The same while requests still went on, None: there were none."""
+        return self.busy_until and self._saved_before(self.busy_until)
+
+    def _saved_before(self, end):
+        last = sorted(self.saved(r) for r in self.rows if end - 1 < r.time <= end)
         return last[len(last) // 2]
 
     def reaches(self, target):
@@ -90,21 +102,33 @@ class Arm:
         return Sampler(self.programs, self.contender, self.workload.pids(), interval)
 
 
-def run_down(arm, sampler, limits):
-    """Requests go on meanwhile; returns when memory has stopped going down."""
+def until_quiet(sampler, least, quiet, most, meanwhile, done):
+    """Returns when memory has stopped going down."""
     begin = time.monotonic()
-    most = limits.nothing if not arm.contender.merges else limits.most.get(
-        arm.contender.name, limits.most_else)
     least_used, since = float("inf"), begin
     while time.monotonic() < begin + most:
-        arm.workload.load()
+        meanwhile()
         time.sleep(0.1)
         now, used = time.monotonic(), sampler.used()
         if used < least_used - max(1 << 20, sampler.rows[0].used * 0.001):
             least_used, since = used, now
-        if (arm.contender.merges and now > begin + limits.least and
-                now > since + limits.quiet and arm.contender.settled()):
+        if now > begin + least and now > since + quiet and done():
             return
+
+
+def run_down(arm, sampler, limits):
+    """Requests go on meanwhile."""
+    most = limits.nothing if not arm.contender.merges else limits.most.get(
+        arm.contender.name, limits.most_else)
+    until_quiet(sampler, limits.least, limits.quiet, most, arm.workload.load,
+                lambda: arm.contender.merges and arm.contender.settled())
+
+
+def calm_down(arm, sampler, limits):
+    """Without requests, if there were any."""
+    if arm.workload.is_busy():
+        until_quiet(sampler, limits.rest, limits.rest, limits.rest_most, lambda: None,
+                    lambda: True)
 
 
 def converge(tools, workload, contender, limits, keep=None):
@@ -121,6 +145,9 @@ def converge(tools, workload, contender, limits, keep=None):
         result.begin = time.monotonic()
         contender.go()
         run_down(arm, sampler, limits)
+        if workload.is_busy():
+            result.busy_until = time.monotonic()
+        calm_down(arm, sampler, limits)
         refresh()
         time.sleep(0.3)
         result.group_cpu = None if own is None else arm.group.cpu() - own

@@ -10,6 +10,8 @@
  * a server that stops for a while is charged with all that should have happened meanwhile.
  * Each answer's contents are checked: a key's value follows from its number. "late" is the
  * client's own part: the 99th percentile of how long after it was due a request was sent.
+ * "blocks_p99_usec": of the requests that were due in each half of a second, one after the
+ * other; what else happens on a machine falls into few of them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,6 +34,7 @@
 #define VALUE_BYTES 1000u
 #define WAITING 4096u /* requests on their way, of one connection; a power of two */
 #define DEPTH 200u    /* while filling */
+#define BLOCK_NSEC 5e8
 
 struct request {
 	double due;
@@ -47,7 +50,7 @@ static struct connection {
 	size_t have;
 } connection[CONNECTIONS];
 
-static double *latency, *late;
+static double *latency, *late, *due_at, began; /* due_at: of what latency has */
 static size_t answered, sent, room;
 static unsigned long wrong;
 
@@ -129,8 +132,10 @@ static void receive(struct connection *c)
 			break;
 		at += length;
 		c->tail++;
-		if (latency && answered < room)
+		if (latency && answered < room) {
+			due_at[answered] = r->due;
 			latency[answered++] = now - r->due;
+		}
 	}
 	memmove(c->in, c->in + at, c->have - at);
 	c->have -= at;
@@ -178,7 +183,7 @@ static void load(uint32_t keys, double rate, double seconds)
 
 		epoll_ctl(epoll, EPOLL_CTL_ADD, connection[i].fd, &e);
 	}
-	due = bench_now();
+	began = due = bench_now();
 	end = due + seconds * 1e9;
 	while (due < end) {
 		while (bench_now() < due)
@@ -205,13 +210,36 @@ static double share(const double *v, size_t n, double part)
 	return n ? v[(size_t)((double)(n - 1) * part)] / 1e3 : 0;
 }
 
+/* Before latencies are sorted all together. */
+static void report_blocks(void)
+{
+	double *block = calloc(answered + 1, sizeof(*block));
+	const char *comma = "";
+	size_t in = 0, left = answered;
+
+	printf("{\"blocks_p99_usec\": [");
+	for (unsigned b = 0; block && left > 0; b++) {
+		in = 0;
+		for (size_t i = 0; i < answered; i++)
+			if ((unsigned)((due_at[i] - began) / BLOCK_NSEC) == b)
+				block[in++] = latency[i];
+		left -= in;
+		qsort(block, in, sizeof(*block), compare);
+		printf("%s%.1f", comma, share(block, in, 0.99));
+		comma = ", ";
+	}
+	printf("], ");
+	free(block);
+}
+
 static void report(void)
 {
 	size_t n = sent < room ? sent : room;
 
+	report_blocks();
 	qsort(latency, answered, sizeof(*latency), compare);
 	qsort(late, n, sizeof(*late), compare);
-	printf("{\"requests\": %zu, \"answered\": %zu, \"wrong\": %lu, \"p50_usec\": %.1f, "
+	printf("\"requests\": %zu, \"answered\": %zu, \"wrong\": %lu, \"p50_usec\": %.1f, "
 	       "\"p99_usec\": %.1f, \"p999_usec\": %.1f, \"max_usec\": %.1f, "
 	       "\"late_p99_usec\": %.1f}\n",
 	       sent, answered, wrong, share(latency, answered, 0.5),
@@ -235,7 +263,8 @@ int main(int argc, char **argv)
 	room = (size_t)(atof(argv[4]) * atof(argv[5]) * 1.5) + 1000;
 	latency = calloc(room, sizeof(*latency));
 	late = calloc(room, sizeof(*late));
-	if (!latency || !late)
+	due_at = calloc(room, sizeof(*due_at));
+	if (!latency || !late || !due_at)
 		return 1;
 	load((uint32_t)atoi(argv[3]), atof(argv[4]), atof(argv[5]));
 	report();

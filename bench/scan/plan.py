@@ -29,5 +29,5 @@ class Plan:
                      (Redis(3, 60000), some, 1)]
         self.idle = dict(rest=30, window=45, pairs=4, patience=60, apart=15)
         self.idle_set = (4, 256)
-        self.busy = dict(repeat=3, seconds=6, rate=4000, keys=60000, set=(4, 128))
-        self.busy_contenders = every
+        self.busy = dict(repeat=10, seconds=2, rate=4000, keys=60000, set=(4, 64))
+        self.busy_contenders = some

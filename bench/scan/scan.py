@@ -20,7 +20,7 @@ import sys
 import time
 
 import plots
-from busy import Busy, busy
+from busy import Busy, block_p99, busy
 from converge import Limits, converge
 from guests import Guests
 from idle import idle
@@ -182,12 +182,13 @@ def run_busy(tools, plan, _, __, report):
     if is_missing(Redis(1, 1), report):
         return
     report.busy = {c.name: [] for c in plan.busy_contenders}
-    for _ in range(b["repeat"]):
-        for contender in plan.busy_contenders:
+    for i in range(b["repeat"]):
+        turn = i % len(plan.busy_contenders)
+        for contender in plan.busy_contenders[turn:] + plan.busy_contenders[:turn]:
             phases = busy(tools, Busy(b["keys"], *b["set"]), contender, b["rate"], b["seconds"])
             report.busy[contender.name].append(phases)
             tell(f"busy redis: {contender.name}: p99 " + ", ".join(
-                f"{p} {v['p99_usec']:.0f} us" for p, v in phases.items()))
+                f"{p} {block_p99(phases, p):.0f} us" for p in phases))
 
 
 def draw(report, output):

@@ -16,6 +16,8 @@ class Figures:
     def __init__(self, name, results, more, mergeable):
         self.name, self.results, self.more = name, results, more
         self.saved = median(r.final for r in results) - more
+        busy = [r.busy for r in results if r.busy is not None]
+        self.busy = median(busy) - more if busy else None
         rows = [(r, r.reaches(0.9 * mergeable + more)) for r in results]
         reached = rows if all(x for _, x in rows) else []
         self.seconds = median(r.seconds(x) for r, x in reached) if reached else None

@@ -30,6 +30,10 @@ class Workload:
     def load(self):
         pass
 
+    def is_busy(self):
+        """Does load() do anything?"""
+        return type(self).load is not Workload.load
+
 
 class Set(Workload):
     """Known pages: of COUNT processes half the pages are alike in all, a quarter in two."""

@@ -434,6 +434,24 @@ static void test_published_unmapped(void **state)
 	end(&w);
 }
 
+/* Working memory is given back between submissions, and nothing is lost with it. */
+static void test_rests(void **state)
+{
+	struct world w;
+
+	(void)state;
+	begin(&w, 1000);
+	assert_false(broker_store_worked(w.st));
+	assert_int_equal(promote(&w, 1, 0, 8), 8);
+	assert_true(broker_store_worked(w.st));
+	broker_store_rest(w.st);
+	assert_false(broker_store_worked(w.st));
+	assert_int_equal(promote(&w, 1, 4, 8), 4);
+	for (unsigned i = 0; i < 8; i++)
+		assert_true(slot_is(&w, w.slot[i], 1, 4 + i));
+	end(&w);
+}
+
 static void test_without_uffd(void **state)
 {
 	without_uffd = true;
@@ -461,6 +479,7 @@ int main(void)
 		cmocka_unit_test(test_ring_changes),
 		cmocka_unit_test(test_seals),
 		cmocka_unit_test(test_published_unmapped),
+		cmocka_unit_test(test_rests),
 		cmocka_unit_test(test_without_uffd),
 	};
 

@@ -194,9 +194,53 @@ static void clients_exit(void **state)
 	st_close();
 }
 
+/* --- what is given up ------------------------------------------------------------ */
+
+static bool both_have(uint64_t pages)
+{
+	return st_report(0).pages_sharing >= pages && st_report(1).pages_sharing >= pages;
+}
+
+#define SEGMENT 8192u /* slots; full ones can be freed */
+
+static void run_discarder(unsigned self)
+{
+	char *p = st_memory(SEGMENT + 100);
+
+	pt_fill(p, SEGMENT + 100, 77);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(madvise(p, (SEGMENT + 100) * pt_page(), MADV_DONTNEED) == 0);
+	st_did(self, 2);
+	st_wait_step(3);
+	st_did(self, 3);
+}
+
+/* Slots that nobody maps any more are freed, also when that was asked before in vain. */
+static void discarded_pages_leave_the_store(void **state)
+{
+	static const char *const args[] = { "--trim-interval", "1", NULL };
+
+	(void)state;
+	st_open(args);
+	st_start("discarder");
+	st_start("discarder");
+	st_step(1);
+	ST_UNTIL(both_have(SEGMENT + 100));
+	st_nap(2500);
+	assert_in_range(st_totals().slots, SEGMENT, 3 * SEGMENT);
+	st_step(2);
+	ST_UNTIL(st_totals().slots < SEGMENT);
+	st_step(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "resident", run_resident },
+						{ "discarder", run_discarder },
 						{ "mortal", run_mortal },
 						{ "leaver", run_leaver },
 						{ "changer", run_changer },
@@ -206,6 +250,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(broker_stays_away),
 		cmocka_unit_test(clients_are_killed),
 		cmocka_unit_test(clients_exit),
+		cmocka_unit_test(discarded_pages_leave_the_store),
 	};
 
 	return ST_MAIN("scan-life", tests, roles);
