@@ -80,8 +80,13 @@ enum scan_want {
 	SCAN_TWIN,    /* hashed; would be promoted if its huge page were split */
 };
 
-/* How old the number of mappings may be when some are to be made, or only a look is. */
+/*
+ * How old the number of mappings may be when some are to be made: ours are added up in between,
+ * so it is the program's that count. Where it was not seen to make any and less than half of
+ * those that we may have are there (CALM), or when only a look is to be made (IDLE), longer.
+ */
 #define SCAN_COUNT_USEC 200000u
+#define SCAN_COUNT_CALM_USEC 2000000u
 #define SCAN_COUNT_IDLE_USEC 60000000u
 
 struct proc_scan {
@@ -97,6 +102,7 @@ struct proc_scan {
 	uint64_t slice_end_usec;
 	uint64_t memory_at_usec; /* when to read `memory` again */
 	struct proc_scan_budget budget;
+	uint64_t counted_generation; /* of the watch, when mappings were counted */
 	bool wp_async; /* the userfaultfd can track writes */
 	bool paused, wp, started, ring_used;
 	int armed_uffd; /* the descriptor that regions are registered with */

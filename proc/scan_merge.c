@@ -359,15 +359,29 @@ static void count_promoted(struct proc_scan *s, const struct samepage_result *re
 						 : res->pages_promoted;
 }
 
+static void count_mappings(struct proc_engine *e, uint64_t age_usec)
+{
+	struct proc_scan *s = e->scan;
+	uint64_t before = s->budget.read_usec, generation = s->watch.generation;
+
+	proc_pass_scan_budget(e, &s->budget, s->set.map_percent, age_usec);
+	if (s->budget.read_usec != before)
+		s->counted_generation = generation;
+}
+
 /* Between counts the number only ever grows; so when it is tight, it is counted again. */
 static bool mappings_tight(struct proc_engine *e, uint64_t age_usec)
 {
-	struct proc_scan *s = e->scan;
-
-	proc_pass_scan_budget(e, &s->budget, s->set.map_percent, age_usec);
+	count_mappings(e, age_usec);
 	if (tight(e))
-		proc_pass_scan_budget(e, &s->budget, s->set.map_percent, SCAN_COUNT_USEC);
+		count_mappings(e, SCAN_COUNT_USEC);
 	return tight(e);
+}
+
+/* Counting takes as long as hashing as many pages. */
+static uint64_t count_age(const struct proc_scan *s)
+{
+	return s->counted_generation == s->watch.generation ? SCAN_COUNT_CALM_USEC : SCAN_COUNT_USEC;
 }
 
 void scan_merge(struct proc_engine *e, struct scan_look *look)
@@ -395,7 +409,7 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 	}
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
-	if (planned && mappings_tight(e, SCAN_COUNT_USEC))
+	if (planned && mappings_tight(e, count_age(e->scan)))
 		plan_long_runs(e);
 	commit(e, &c, &res);
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
