@@ -32,8 +32,12 @@
  */
 #define PROC_PREMAP_PAGES 32u
 #define PROC_READ_PAGES 64u /* read, hashed and looked up together, while in the L2 cache */
-/* Submitted together at most: a broker on another CPU is woken once for all of them. */
-#define PROC_RING_PAGES 256u
+/*
+ * Of the ring: read before what waits in it is submitted (a broker on another CPU is woken
+ * once for all of them); and all of it, where a whole chunk is read before anything is.
+ */
+#define PROC_TURN_PAGES 256u
+#define PROC_RING_PAGES PROC_CHUNK_PAGES
 #define PROC_OWNED_MAX 512u
 #define PROC_SEGMENTS_FEW 4u
 #define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
@@ -256,12 +260,16 @@ struct proc_chunk {
 	enum proc_mode mode;
 	bool exact; /* compare with the slot before planning it */
 	struct scan_look *scan; /* MODE_SCAN: whose look it is */
-	bool dry; /* MODE_SCAN: promote nothing, count what would be (SCAN_TWIN) */
+	/* MODE_SCAN: promote nothing, keep what would be in the ring (SCAN_TWIN): all of it is used. */
+	bool dry;
 };
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res);
 /* Only the pages with want[i] == which; the plan of all others stays as it is. */
 void proc_look_wanted(struct proc_engine *e, const struct proc_chunk *c, const uint8_t *want,
 		      uint8_t which, struct samepage_result *res);
+/* After a dry look: pages with want[i] == which are promoted as they were read, or are there by now. */
+void proc_look_again(struct proc_engine *e, const struct proc_chunk *c, const uint8_t *want,
+		     uint8_t which, struct samepage_result *res);
 static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason why)
 {
 	p->kind = CORE_PLAN_SKIP;

@@ -10,9 +10,10 @@
  * (I2).
  *
  * The pages are read into the submission ring, page i of the chunk to page
- * i mod PROC_RING_PAGES of the ring: a page that turns out to be the first of its
+ * i mod PROC_TURN_PAGES of the ring: a page that turns out to be the first of its
  * kind is where the broker takes it from, without another copy. What waits there is
- * submitted before other pages take its place.
+ * submitted before other pages take its place. A dry look has a place for each page of
+ * the chunk, so that those worth it are promoted later without another read.
  */
 #include <errno.h>
 #include <string.h>
@@ -25,9 +26,15 @@ static uint64_t page_addr(const struct proc_engine *e, const struct proc_chunk *
 	return c->base + ((uint64_t)i << e->page_shift);
 }
 
-static uint8_t *ring_page(const struct proc_engine *e, uint32_t i)
+/* Which page of the ring is it read to? */
+static uint32_t place(const struct proc_chunk *c, uint32_t i)
 {
-	return e->link->ring + ((size_t)(i % PROC_RING_PAGES) << e->page_shift);
+	return c->dry ? i : i % PROC_TURN_PAGES;
+}
+
+static uint8_t *ring_page(const struct proc_engine *e, const struct proc_chunk *c, uint32_t i)
+{
+	return e->link->ring + ((size_t)place(c, i) << e->page_shift);
 }
 
 /* Regions of present or swapped anonymous pages that are not the shared zero page. */
@@ -52,7 +59,7 @@ static int scan_present(struct proc_engine *e, uint64_t start, uint64_t end)
 static uint32_t read_batch(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
 			   uint32_t n)
 {
-	struct iovec to = { ring_page(e, i), (size_t)n << e->page_shift };
+	struct iovec to = { ring_page(e, c, i), (size_t)n << e->page_shift };
 	struct iovec from = { (void *)page_addr(e, c, i), to.iov_len };
 	ssize_t got = sys->read_self(&to, 1, &from, 1);
 
@@ -61,7 +68,7 @@ static uint32_t read_batch(struct proc_engine *e, const struct proc_chunk *c, ui
 
 static void hash_page(struct proc_engine *e, const struct proc_chunk *c, uint32_t i)
 {
-	const uint8_t *bytes = ring_page(e, i);
+	const uint8_t *bytes = ring_page(e, c, i);
 	uint64_t hash = core_hash_page(bytes, e->page_bytes, e->link->index.header->seed);
 
 	e->work->tag[i] = core_hash_tag(hash);
@@ -122,12 +129,13 @@ static bool want_promotion(struct proc_engine *e, const struct proc_chunk *c, ui
  * The slot among several with this tag whose bytes the page has: tags collide at
  * the rate of slots / 2^32, and planning the wrong one would fail each time.
  */
-static uint32_t by_bytes(struct proc_engine *e, uint32_t i, const uint32_t *slots, unsigned n)
+static uint32_t by_bytes(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
+			 const uint32_t *slots, unsigned n)
 {
 	for (unsigned k = 0; k < n; k++) {
 		const uint8_t *bytes = proc_segments_slot(e, slots[k]);
 
-		if (bytes && memcmp(bytes, ring_page(e, i), e->page_bytes) == 0)
+		if (bytes && memcmp(bytes, ring_page(e, c, i), e->page_bytes) == 0)
 			return slots[k];
 	}
 	return CORE_SLOT_NONE;
@@ -144,7 +152,7 @@ static uint32_t lookup(struct proc_engine *e, const struct proc_chunk *c, uint32
 	if (n == 0)
 		return CORE_SLOT_NONE;
 	if ((n > 1 || c->exact) && c->mode != PROC_MODE_LOOK)
-		return by_bytes(e, i, slots, n);
+		return by_bytes(e, c, i, slots, n);
 	return core_plan_choose(slots, n, i > c->first ? p - 1 : NULL, segment_slots);
 }
 
@@ -171,7 +179,7 @@ static void lookup_batch(struct proc_engine *e, const struct proc_chunk *c, uint
 	}
 }
 
-static void promote(struct proc_engine *e, struct samepage_result *res)
+static void promote(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)
 {
 	struct proc_work *w = e->work;
 	uint32_t misses = w->misses;
@@ -181,7 +189,7 @@ static void promote(struct proc_engine *e, struct samepage_result *res)
 		return;
 	w->misses = 0;
 	for (uint32_t k = 0; k < misses; k++)
-		w->ring_page[k] = w->miss[k] % PROC_RING_PAGES;
+		w->ring_page[k] = (uint16_t)place(c, w->miss[k]);
 	err = e->link->connected
 		      ? e->link->ops->submit(e->link, w->ring_page, misses, w->miss_slot, w->miss_reason)
 		      : -ENOTCONN;
@@ -209,8 +217,8 @@ static void look_region(struct proc_engine *e, const struct proc_chunk *c, uint3
 		uint32_t got;
 
 		/* The ring's next turn begins: what waits in it goes out first. */
-		if (e->work->misses && i / PROC_RING_PAGES != e->work->miss[0] / PROC_RING_PAGES)
-			promote(e, res);
+		if (e->work->misses && i / PROC_TURN_PAGES != e->work->miss[0] / PROC_TURN_PAGES)
+			promote(e, c, res);
 		got = read_batch(e, c, i, want);
 		for (uint32_t k = i; k < i + got; k++)
 			hash_page(e, c, k);
@@ -272,7 +280,23 @@ void proc_look_wanted(struct proc_engine *e, const struct proc_chunk *c, const u
 			look_unshared(e, c, i, end, res);
 		i = end;
 	}
-	promote(e, res);
+	promote(e, c, res);
+}
+
+void proc_look_again(struct proc_engine *e, const struct proc_chunk *c, const uint8_t *want,
+		     uint8_t which, struct samepage_result *res)
+{
+	struct proc_work *w = e->work;
+
+	for (uint32_t i = c->first; i < c->end; i++) {
+		if (want[i] != which)
+			continue;
+		w->plan[i].kind = CORE_PLAN_SLOT;
+		w->plan[i].slot = lookup(e, c, i);
+		if (w->plan[i].slot == CORE_SLOT_NONE)
+			w->miss[w->misses++] = (uint16_t)i;
+	}
+	promote(e, c, res);
 }
 
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)
@@ -293,7 +317,7 @@ bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepag
 		for (; g->categories & SYS_PAGE_IS_SWAPPED && i < end; i++)
 			proc_plan_skip(&w->plan[i], SAMEPAGE_REASON_SWAPPED);
 	}
-	promote(e, res);
+	promote(e, c, res);
 	for (uint32_t i = c->first; i < c->end; i++)
 		if (w->plan[i].kind != CORE_PLAN_SKIP)
 			return true;

@@ -402,10 +402,9 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 		plan_news(e, look);
 	proc_look_wanted(e, &c, look->want, SCAN_HASH, &res);
 	if (c.dry && (!look->huge_pages || worth_splitting(e, look))) {
-		c.dry = false;
 		if (few)
 			keep_long_stretches(e, look);
-		proc_look_wanted(e, &c, look->want, SCAN_TWIN, &res);
+		proc_look_again(e, &c, look->want, SCAN_TWIN, &res);
 	}
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;

@@ -29,7 +29,7 @@
 
 #include "proc/freeze_impl.h"
 
-#define HOLD_PAGES (PROC_RING_PAGES / 2)
+#define HOLD_PAGES (PROC_TURN_PAGES / 2)
 
 /* --- the file behind the mapping -------------------------------------------- */
 
