@@ -356,6 +356,15 @@ static bool for_ever_is_fair(enum sys_fault_point p)
 	       p != SYS_FAULT_uffd_register && p != SYS_FAULT_uffd_wake && p != SYS_FAULT_tgkill;
 }
 
+/*
+ * EINVAL from one says that a foreign mapping is in the way, ENOENT from the other that there is
+ * no mapping (then a discard has nothing of ours to discard).
+ */
+static bool is_answer(enum sys_fault_point p)
+{
+	return p == SYS_FAULT_uffd_unregister || p == SYS_FAULT_procmap_query;
+}
+
 static void end_refused(const unsigned *actor, char (*fault)[64], unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
@@ -391,11 +400,9 @@ static void every_call_refused(void **state)
 
 			if (when[k].times == 0 && !for_ever_is_fair(p))
 				continue;
-			/* EINVAL from this one says that a foreign mapping is in the way. */
 			snprintf(fault[n], sizeof(fault[n]), "SAMEPAGE_FAULT=%s:%u:%d:%u",
 				 sys_fault_name(p), when[k].nth,
-				 p == SYS_FAULT_uffd_unregister ? 12 : errors[(p + k) % 5],
-				 when[k].times);
+				 is_answer(p) ? 12 : errors[(p + k) % 5], when[k].times);
 			st_env(fault[n]);
 			actor[n++] = st_start("refused");
 			runs++;
