@@ -66,6 +66,10 @@ static const struct feature {
 		"the tests cannot prove sharing by page frames", "run the tests as root"),
 	FEATURE(madv_merge, EXTRA, "madvise(MADV_MERGE): the kernel merges by itself",
 		"nothing: merging is done from user space", "the kernel series, if you build kernels"),
+	FEATURE(merge_scope, EXTRA, "merge scopes: the kernel keeps strangers' pages apart",
+		"nothing: MADV_MERGE is not used then", "the kernel series, if you build kernels"),
+	FEATURE(merge_counts, EXTRA, "ksm_stat says what became of each page of MADV_MERGE",
+		"nothing: MADV_MERGE is not used then", "the kernel series, if you build kernels"),
 	FEATURE(ksm, EXTRA, "the kernel's own KSM is built in",
 		"nothing to compare with", "CONFIG_KSM, for the benchmarks only"),
 #undef FEATURE
