@@ -64,7 +64,8 @@ extern "C" {
 	X(FAILED, "failed", "the kernel refused a step, see the log")                              \
 	X(WRITABLE, "writable",                                                                    \
 	  "a writable page of a file, or written since its merge: who writes cannot be stopped")     \
-	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")
+	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")      \
+	X(BUSY, "busy", "pinned, locked or being written, so the kernel could not merge it just then")
 
 enum samepage_reason {
 #define SAMEPAGE_REASON_ENUM(id, name, text) SAMEPAGE_REASON_##id,
@@ -100,6 +101,21 @@ struct samepage_stats {
 	uint64_t own_bytes;      /* memory that the library uses itself */
 	uint64_t merges;         /* calls and passes carried out */
 	uint64_t reconnects;     /* times the broker was lost and found again */
+	uint32_t primitive;      /* enum samepage_primitive: what merges */
+	uint32_t reserved;       /* 0 */
+};
+
+/*
+ * What carries out merges: chosen when the handle is opened. The kernel's own, where there
+ * is one that keeps domains apart (MADV_MERGE with merge scopes; see samepage-check(1)),
+ * else the library's. The environment can force one: SAMEPAGE_PRIMITIVE=kernel or =remap;
+ * auto is the default. All of a process's handles that use the kernel's must be of one
+ * domain; another's uses the library's.
+ */
+enum samepage_primitive {
+	SAMEPAGE_PRIMITIVE_NONE,   /* the library's thread has not started */
+	SAMEPAGE_PRIMITIVE_REMAP,  /* pages become mappings of the domain's store */
+	SAMEPAGE_PRIMITIVE_KERNEL, /* the kernel merges in place: memory stays what it was */
 };
 
 /* samepage_options.flags */

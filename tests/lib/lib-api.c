@@ -239,15 +239,24 @@ static void one_of_each(void **state)
 static void stats_check_their_size(void **state)
 {
 	struct samepage *sp = open_embedded();
+	const size_t first_size = offsetof(struct samepage_stats, primitive);
 	struct samepage_stats st;
 
 	(void)state;
 	assert_int_equal(samepage_stats(sp, NULL, sizeof(st)), -EINVAL);
 	assert_int_equal(samepage_stats(sp, &st, 0), -EINVAL);
-	assert_int_equal(samepage_stats(sp, &st, sizeof(st) - 8), -EINVAL);
+	assert_int_equal(samepage_stats(sp, &st, first_size - 8), -EINVAL);
+	assert_int_equal(samepage_stats(sp, &st, sizeof(st) - 4), -EINVAL);
+	/* As programs have it that were built before `primitive`: not a byte more is written. */
+	st.primitive = st.reserved = 0x5a5a5a5a;
+	assert_int_equal(samepage_stats(sp, &st, first_size), 0);
+	assert_true(st.primitive == 0x5a5a5a5a && st.reserved == 0x5a5a5a5a);
 	assert_int_equal(samepage_stats(sp, &st, sizeof(st) + 8), -EINVAL);
 	assert_int_equal(samepage_stats(sp, &st, sizeof(st)), 0);
 	assert_int_equal(st.merges, 0);
+	assert_int_equal(st.reserved, 0);
+	assert_true(st.primitive == SAMEPAGE_PRIMITIVE_REMAP ||
+		    st.primitive == SAMEPAGE_PRIMITIVE_KERNEL);
 	samepage_close(sp);
 }
 
