@@ -80,7 +80,7 @@ enum samepage_reason {
 /* What one merge did. pages_looked = merged + zeroed + already + sum of declined. */
 struct samepage_result {
 	uint64_t pages_looked;  /* present pages that were considered */
-	uint64_t pages_merged;  /* now map a slot of the store */
+	uint64_t pages_merged;  /* now map a slot of the store, or a page that the kernel merged */
 	uint64_t pages_zeroed;  /* were all zero, given back without a mapping */
 	uint64_t pages_already; /* were merged before this call */
 	uint64_t pages_declined[SAMEPAGE_REASON_MAX]; /* by enum samepage_reason */
@@ -95,7 +95,7 @@ struct samepage_result {
 /* What a handle did since it was opened, and what it uses. */
 struct samepage_stats {
 	struct samepage_result total; /* sums over all merges of this handle */
-	uint64_t pages_sharing;  /* pages of this process that map a slot now */
+	uint64_t pages_sharing;  /* pages of this process that map a slot, or what the kernel merged */
 	uint64_t zero_pages;     /* zero pages given back, ever */
 	uint64_t store_pages;    /* slots published in the domain */
 	uint64_t own_bytes;      /* memory that the library uses itself */
@@ -136,12 +136,15 @@ struct samepage;
  * Open a handle. options may be NULL (all defaults). On success *handle is to be
  * closed with samepage_close().
  *
- * -EINVAL  size or flags unknown, bad domain name ([A-Za-z0-9._-], 1 to 63)
+ * -EINVAL  size or flags unknown, bad domain name ([A-Za-z0-9._-], 1 to 63), or
+ *          $SAMEPAGE_PRIMITIVE is none of auto, kernel, remap
  * -ENOENT, -ECONNREFUSED  no broker listens where one was expected
  * -EPROTO  what listens there is no broker of this version
  * -EPERM   what listens there belongs to neither root nor this user
  * -EDQUOT  the broker takes no more clients of this user
- * -ENOSYS  this kernel lacks what any merge needs (see samepage check)
+ * -ENOSYS  this kernel lacks what any merge needs (see samepage check), or MADV_MERGE,
+ *          where SAMEPAGE_PRIMITIVE=kernel asks for it
+ * -EBUSY   SAMEPAGE_PRIMITIVE=kernel, but memory of this process is merged in another domain
  * -ENOMEM, -EMFILE, -ENFILE, -EAGAIN  from the kernel
  */
 SAMEPAGE_API int samepage_open(struct samepage **handle, const struct samepage_options *options);
@@ -185,6 +188,11 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  *            what it grows by would show other pages of the store
  *   userfaultfd  do not register merged memory: a missing page is never missing
  *            there
+ *
+ * Where the kernel merges (enum samepage_primitive), all private memory can be merged that is
+ * readable and not locked, whoever writes to it, and whatever is unmapped meanwhile; a page
+ * that is the first of its kind is `unique`, and merged when somebody comes with another;
+ * none of the exceptions holds; and no broker is needed for it.
  *
  * Mappings in the range that cannot be merged are skipped and counted, that is
  * no error. result may be NULL.
