@@ -23,6 +23,7 @@
 
 #include "cli/cli.h"
 #include "core/reason.h"
+#include "sys/maps.h"
 #include "sys/sys.h"
 
 struct sums {
