@@ -69,6 +69,11 @@ for dir in proc lib shim; do
 		with_libraries "$program" "$tree/build/tests/$dir/$(basename "$program")"
 	done
 done
+# Loaded and unloaded by tests while their data is merged.
+for name in libm.so.6 libresolv.so.2 libnss_files.so.2; do
+	path=$(ldconfig -p | sed -n "s@^[[:space:]]*$name (libc6,x86-64) => @@p" | head -n 1)
+	[ -z "$path" ] || with_libraries "$path" "$tree/lib/x86_64-linux-gnu/$name"
+done
 for script in cli/tap.sh shim/keep.sh shim/abi.sh; do
 	install -D -m 755 "$top/tests/$script" "$tree/src/tests/$script"
 done

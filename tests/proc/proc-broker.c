@@ -74,7 +74,7 @@ static void set_up(void)
 {
 	const char *exe = getenv("SAMEPAGED");
 
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	pt_skip_unless_root();
 	if (!exe || access(exe, X_OK))
 		SKIP("no samepaged ($SAMEPAGED)");

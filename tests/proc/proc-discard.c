@@ -69,7 +69,7 @@ static void unmerge(size_t first, size_t n)
 
 static void set_up(void)
 {
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	mem = pt_map(N);
 	for (size_t i = 0; i < N; i++)

@@ -8,6 +8,7 @@
  * First against a kernel of our own making (the table of system calls is replaced, so
  * these run anywhere), then against the real one, where it has the call.
  */
+#define PT_PLAIN_MERGE
 #include "proctest.h"
 
 #include <fcntl.h>
@@ -370,7 +371,7 @@ static void two_ranges_become_one(void **state)
 	assert_int_equal(r.vmas_added, 0);
 	assert_int_equal(pt_same_frames(p, q, N), N);
 	assert_int_equal(pt_vma_count(), vmas);
-	assert_int_equal(pt_file_pages(q, N), 0); /* anonymous as before */
+	assert_int_equal(pt_store_pages(q, N), 0); /* anonymous as before */
 	assert_int_equal(samepage_stats(sp, &st, sizeof(st)), 0);
 	assert_int_equal(st.pages_sharing, 2 * N);
 	r = merged(sp, p, N);

@@ -254,7 +254,7 @@ static void one_kind(const struct kind *k)
 static void each_by_itself(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	for (size_t i = 0; i < KINDS; i++)
 		one_kind(&kinds[i]);
@@ -269,7 +269,7 @@ static void all_in_one_range(void **state)
 	char *base;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	base = pt_map(KINDS * N);
 	pt_fill(base, KINDS * N, 6);
@@ -312,7 +312,7 @@ static void own_userfaultfd_still_works(void **state)
 	struct uffdio_copy copy;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	p = pt_map(2 * N);
 	page = pt_map(1);
@@ -348,7 +348,7 @@ static void own_memory_is_left_alone(void **state)
 	unsigned ranges = 0;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	while (proc_mem_excluded(from, UINT64_MAX / 2, &start, &end)) {
 		int err = samepage_merge(sp, (void *)start, end - start, 0, &r);
@@ -393,7 +393,7 @@ static int merge_the_world(void *arg)
 static void a_whole_process(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	if (PT_SANITIZED)
 		SKIP("a sanitizer's shadow is too much to look at");
 	assert_int_equal(pt_child(merge_the_world, NULL, 60), 0);

@@ -30,7 +30,7 @@ static int close_handle(void **state)
 
 static void need(void)
 {
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 }
 
@@ -325,7 +325,7 @@ static void a_full_store_says_quota(void **state)
 	struct samepage_result r;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open_sized(100 * pt_page());
 	a = pt_map(N);
 	pt_fill(a, N, 9);
