@@ -237,8 +237,10 @@ void proc_kernel_span(struct proc_engine *e, const struct sys_vma *v, uint64_t s
 	present = proc_pass_count_present(e, start, end) - swapped;
 	if (present > d.looked) {
 		res->pages_looked += present - d.looked;
-		core_result_decline(res, err == -EINTR ? SAMEPAGE_REASON_STOPPED
-						       : SAMEPAGE_REASON_FAILED,
+		core_result_decline(res,
+				    err == -EINTR ? SAMEPAGE_REASON_STOPPED
+				    : err == -EAGAIN ? SAMEPAGE_REASON_NO_MEMORY
+						     : SAMEPAGE_REASON_FAILED,
 				    present - d.looked);
 	}
 }
@@ -258,17 +260,11 @@ void proc_kernel_ends(struct proc_engine *e)
 
 /* --- and back ----------------------------------------------------------------- */
 
-/*
- * KSM takes merging back where its own advice was given, so it is given first. Whatever
- * cannot have it was not merged either.
- */
+/* KSM's own way back; holes are told as ENOMEM when the rest is done. */
 int proc_kernel_unmerge(uint64_t start, uint64_t end)
 {
-	int err = sys->madvise((void *)(uintptr_t)start, end - start, MADV_MERGEABLE), undone;
+	int err = sys->madvise((void *)(uintptr_t)start, end - start, MADV_UNMERGEABLE);
 
-	undone = sys->madvise((void *)(uintptr_t)start, end - start, MADV_UNMERGEABLE);
-	if (err == 0 || err == -ENOMEM)
-		err = undone;
 	return err == -EAGAIN || err == -EINTR ? -ENOMEM : err;
 }
 

@@ -63,7 +63,7 @@ printf 'root:x:0:\nnogroup:x:65534:\n' >"$tree/etc/group"
 for name in samepage samepaged libsamepage-preload.so libsamepage.so.0; do
 	with_libraries "$(readlink -f "$build/$name")" "$tree/build/$name"
 done
-for dir in proc lib shim; do
+for dir in assume proc lib shim; do
 	for program in "$build/tests/$dir"/*; do
 		[ -f "$program" ] && [ -x "$program" ] && [ "${program%.a}" = "$program" ] || continue
 		with_libraries "$program" "$tree/build/tests/$dir/$(basename "$program")"
@@ -82,6 +82,7 @@ install -m 755 "$here/run" "$tree/guest/run"
 # SECONDS NAME COMMAND... ; under emulation everything takes ten to twenty times as long.
 quick() {
 	cat <<'END'
+60 assume-madv-merge /build/tests/assume/assume-madv-merge
 60 lib-api /build/tests/lib/lib-api
 30 lib-cxx /build/tests/lib/lib-cxx
 60 proc-merge /build/tests/proc/proc-merge
@@ -117,6 +118,8 @@ long() {
 900 keep-process /src/tests/shim/keep.sh /build /build/tests/shim/keep-process
 900 keep-filter /src/tests/shim/keep.sh /build /build/tests/shim/keep-filter
 900 keep-random /src/tests/shim/keep.sh /build /build/tests/shim/keep-random
+900 keep-memory-scan /src/tests/shim/keep.sh /build /build/tests/shim/keep-memory
+900 keep-random-scan /src/tests/shim/keep.sh /build /build/tests/shim/keep-random
 END
 }
 for primitive in auto kernel remap; do

@@ -95,8 +95,12 @@ int main(void)
 	CHECK(scope(SYS_PR_MEMORY_MERGE_SCOPE_USER, 4712) == -EBUSY, "another is refused");
 	CHECK(madvise(b, bytes, MADV_DONTNEED) == 0 && page_is_zero(at(b, 1)),
 	      "what is discarded is zeros");
-	CHECK(!madvise(a, bytes, MADV_MERGEABLE) && !madvise(a, bytes, MADV_UNMERGEABLE),
-	      "KSM's own advice takes it back");
-	CHECK(page_is(at(a, 1), 1), "without changing a byte");
+	for (size_t i = 0; i < PAGES; i++)
+		fill_page(at(b, i), (unsigned int)i);
+	CHECK(merge(b, bytes) == 0 && page_frame(at(a, 1)) == page_frame(at(b, 1)),
+	      "with what was merged before");
+	CHECK(!madvise(a, bytes, MADV_UNMERGEABLE), "KSM's own advice takes it back");
+	CHECK(page_frame(at(a, 1)) != page_frame(at(b, 1)) && page_is(at(a, 1), 1) &&
+	      page_is(at(b, 1), 1), "without changing a byte");
 	return assume_end();
 }
