@@ -170,6 +170,20 @@ static void call_stats(struct proc_engine *e, struct proc_call *call)
 		call->stats.store_pages = atomic_load(&e->link->index.header->slots_published);
 }
 
+/* Holes are no reason to have failed. */
+static int kernel_home(uint64_t start, uint64_t end)
+{
+	int err = proc_kernel_unmerge(start, end);
+
+	if (err == -ENOMEM) {
+		proc_mem_lock_engine();
+		if (proc_mem_has_gap(start, end))
+			err = 0;
+		proc_mem_unlock_engine();
+	}
+	return err;
+}
+
 static void take_call(struct proc_engine *e)
 {
 	if (!atomic_exchange(&e->call_posted, 0))
@@ -190,7 +204,7 @@ static void take_call(struct proc_engine *e)
 		proc_scan_leave(e, e->call.start, e->call.end);
 		e->call.error = proc_retreat_range(e, e->call.start, e->call.end);
 		if (e->kernel && e->call.error == 0)
-			e->call.error = proc_kernel_unmerge(e->call.start, e->call.end);
+			e->call.error = kernel_home(e->call.start, e->call.end);
 		break;
 	case PROC_CALL_NONE:
 		break;

@@ -65,7 +65,9 @@ for name in samepage samepaged libsamepage-preload.so libsamepage.so.0; do
 done
 for dir in assume proc lib shim; do
 	for program in "$build/tests/$dir"/*; do
-		[ -f "$program" ] && [ -x "$program" ] && [ "${program%.a}" = "$program" ] || continue
+		if ! [ -f "$program" ] || ! [ -x "$program" ]; then
+			continue
+		fi
 		with_libraries "$program" "$tree/build/tests/$dir/$(basename "$program")"
 	done
 done
@@ -124,7 +126,8 @@ END
 }
 for primitive in auto kernel remap; do
 	for which in quick long; do
-		suffix=$([ $which = long ] && echo -long || true)
+		suffix=''
+		[ $which = quick ] || suffix=-long
 		$which | while read -r seconds name command; do
 			echo "$seconds /guest/run $primitive $name $command"
 		done >"$tree/lists/samepage-$primitive$suffix"
