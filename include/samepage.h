@@ -95,7 +95,9 @@ struct samepage_result {
 /* What a handle did since it was opened, and what it uses. */
 struct samepage_stats {
 	struct samepage_result total; /* sums over all merges of this handle */
-	uint64_t pages_sharing;  /* pages of this process that map a slot, or what the kernel merged */
+	/* pages of this process that map a slot; or one that the kernel merged, as the kernel
+	 * counts them: what was unmapped or discarded since may still be among them */
+	uint64_t pages_sharing;
 	uint64_t zero_pages;     /* zero pages given back, ever */
 	uint64_t store_pages;    /* slots published in the domain */
 	uint64_t own_bytes;      /* memory that the library uses itself */

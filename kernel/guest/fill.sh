@@ -63,7 +63,7 @@ printf 'root:x:0:\nnogroup:x:65534:\n' >"$tree/etc/group"
 for name in samepage samepaged libsamepage-preload.so libsamepage.so.0; do
 	with_libraries "$(readlink -f "$build/$name")" "$tree/build/$name"
 done
-for dir in assume proc lib shim; do
+for dir in assume proc lib shim scan; do
 	for program in "$build/tests/$dir"/*; do
 		if ! [ -f "$program" ] || ! [ -x "$program" ]; then
 			continue
@@ -85,22 +85,22 @@ install -m 755 "$here/run" "$tree/guest/run"
 quick() {
 	cat <<'END'
 60 assume-madv-merge /build/tests/assume/assume-madv-merge
-60 lib-api /build/tests/lib/lib-api
+120 lib-api /build/tests/lib/lib-api
 30 lib-cxx /build/tests/lib/lib-cxx
-60 proc-merge /build/tests/proc/proc-merge
-60 proc-kinds /build/tests/proc/proc-kinds
-60 proc-fork /build/tests/proc/proc-fork
-60 proc-discard /build/tests/proc/proc-discard
-60 proc-own /build/tests/proc/proc-own
-60 proc-pin /build/tests/proc/proc-pin
-60 proc-broker /build/tests/proc/proc-broker
-60 proc-kernel /build/tests/proc/proc-kernel
-120 abi /src/tests/shim/abi.sh /build/samepage /build/tests/shim/shim-abi
-60 shim-arguments /build/tests/shim/shim-arguments
-60 shim-heap /build/tests/shim/shim-heap
-60 shim-ksm /build/tests/shim/shim-ksm
-60 shim-merged /build/tests/shim/shim-merged
-60 shim-process /build/tests/shim/shim-process
+240 proc-merge /build/tests/proc/proc-merge
+240 proc-kinds /build/tests/proc/proc-kinds
+240 proc-fork /build/tests/proc/proc-fork
+240 proc-discard /build/tests/proc/proc-discard
+240 proc-own /build/tests/proc/proc-own
+240 proc-pin /build/tests/proc/proc-pin
+240 proc-broker /build/tests/proc/proc-broker
+240 proc-kernel /build/tests/proc/proc-kernel
+400 abi /src/tests/shim/abi.sh /build/samepage /build/tests/shim/shim-abi
+120 shim-arguments /build/tests/shim/shim-arguments
+120 shim-heap /build/tests/shim/shim-heap
+120 shim-ksm /build/tests/shim/shim-ksm
+120 shim-merged /build/tests/shim/shim-merged
+120 shim-process /build/tests/shim/shim-process
 END
 }
 # What takes minutes under emulation: races need time to be lost.
@@ -120,6 +120,7 @@ long() {
 900 keep-process /src/tests/shim/keep.sh /build /build/tests/shim/keep-process
 900 keep-filter /src/tests/shim/keep.sh /build /build/tests/shim/keep-filter
 900 keep-random /src/tests/shim/keep.sh /build /build/tests/shim/keep-random
+600 scan-merge /build/tests/scan/scan-merge
 900 keep-memory-scan /src/tests/shim/keep.sh /build /build/tests/shim/keep-memory
 900 keep-random-scan /src/tests/shim/keep.sh /build /build/tests/shim/keep-random
 END

@@ -422,6 +422,7 @@ static void memory_stays_what_it_was(void **state)
 {
 	struct samepage *sp = open_kernel();
 	char *p = pt_map(N), *q = pt_map(N), *moved;
+	struct samepage_result r;
 
 	(void)state;
 	pt_fill(p, N, 1);
@@ -439,7 +440,9 @@ static void memory_stays_what_it_was(void **state)
 	assert_int_equal(pt_differs(moved, N, 1), -1);
 	assert_true(pt_is_zero(moved + N * pt_page(), N));
 	assert_int_equal(mprotect(moved, N * pt_page(), PROT_READ), 0);
-	assert_int_equal(merged(sp, moved, N).pages_already, N);
+	/* The kernel may have lost track of where it was. */
+	r = merged(sp, moved, N);
+	assert_int_equal(r.pages_already + r.pages_merged, N);
 	fflush(NULL);
 	if (fork() == 0) {
 		PT_CHECK(pt_differs(moved, N, 1) == -1 && pt_differs(p, N, 1) == -1);

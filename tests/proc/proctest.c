@@ -572,7 +572,7 @@ int pt_merge(struct samepage *sp, void *addr, size_t bytes, uint32_t flags,
 	char *twin = NULL;
 	int err;
 
-	if (sp && bytes && bytes < SIZE_MAX / 2 && (uintptr_t)addr % pt_page() == 0 &&
+	if (sp && bytes && bytes <= 1u << 30 && (uintptr_t)addr % pt_page() == 0 &&
 	    pt_kernel_merges()) {
 		twin = make_twin(addr, pages);
 		PT_CHECK(samepage_merge(sp, twin, pages * pt_page(), 0, NULL) == 0);
@@ -605,6 +605,11 @@ bool pt_sums(const struct samepage_result *r)
 bool pt_complete(const struct samepage_result *r)
 {
 	uint64_t declined = pt_declined(r), collided = r->pages_declined[SAMEPAGE_REASON_CHANGED];
+
+	/* One in 256 of the same begins another page there, which wants a second of its kind. */
+	if (pt_kernel_merges())
+		declined -= r->pages_declined[SAMEPAGE_REASON_UNIQUE] <= 1 + r->pages_looked / 128
+				    ? r->pages_declined[SAMEPAGE_REASON_UNIQUE] : 0;
 
 	if (declined != collided || collided > 2 + r->pages_looked / 10000)
 		pt_print("pages were left", r);
