@@ -81,32 +81,38 @@ for script in cli/tap.sh shim/keep.sh shim/abi.sh; do
 done
 install -m 755 "$here/run" "$tree/guest/run"
 
-# SECONDS NAME COMMAND... ; under emulation everything takes ten to twenty times as long.
+# SECONDS NAME COMMAND... ; under emulation everything takes ten to twenty times as long, and
+# three times that on a machine with other work. In CI: what takes half a minute in all.
 quick() {
+	local name
 	cat <<'END'
 60 assume-madv-merge /build/tests/assume/assume-madv-merge
 120 lib-api /build/tests/lib/lib-api
-30 lib-cxx /build/tests/lib/lib-cxx
-240 proc-merge /build/tests/proc/proc-merge
-240 proc-kinds /build/tests/proc/proc-kinds
-240 proc-fork /build/tests/proc/proc-fork
-240 proc-discard /build/tests/proc/proc-discard
-240 proc-own /build/tests/proc/proc-own
-240 proc-pin /build/tests/proc/proc-pin
-240 proc-broker /build/tests/proc/proc-broker
-240 proc-kernel /build/tests/proc/proc-kernel
-400 abi /src/tests/shim/abi.sh /build/samepage /build/tests/shim/shim-abi
+60 lib-cxx /build/tests/lib/lib-cxx
+120 proc-merge /build/tests/proc/proc-merge
+120 proc-kinds /build/tests/proc/proc-kinds
+120 proc-pin /build/tests/proc/proc-pin
+120 proc-kernel /build/tests/proc/proc-kernel
 120 shim-arguments /build/tests/shim/shim-arguments
 120 shim-heap /build/tests/shim/shim-heap
 120 shim-ksm /build/tests/shim/shim-ksm
 120 shim-merged /build/tests/shim/shim-merged
 120 shim-process /build/tests/shim/shim-process
 END
+	# Without what can freeze or merge they are told that nothing is merged, and fail.
+	for name in anonymous by_number arguments gaps other_mappings libc_text file_pages; do
+		echo "60 abi-$name /build/tests/shim/shim-abi $name"
+	done
 }
-# What takes minutes under emulation: races need time to be lost.
+# By hand: a quarter of an hour for each primitive, and more for what is raced.
 long() {
 	quick
 	cat <<'END'
+400 proc-fork /build/tests/proc/proc-fork
+240 proc-discard /build/tests/proc/proc-discard
+400 proc-own /build/tests/proc/proc-own
+400 proc-broker /build/tests/proc/proc-broker
+900 abi /src/tests/shim/abi.sh /build/samepage /build/tests/shim/shim-abi
 600 proc-fault /build/tests/proc/proc-fault
 600 proc-home /build/tests/proc/proc-home
 600 proc-limit /build/tests/proc/proc-limit
