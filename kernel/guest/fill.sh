@@ -99,7 +99,6 @@ quick() {
 120 shim-merged /build/tests/shim/shim-merged
 120 shim-process /build/tests/shim/shim-process
 END
-	# Without what can freeze or merge they are told that nothing is merged, and fail.
 	for name in anonymous by_number arguments gaps other_mappings libc_text file_pages; do
 		echo "60 abi-$name /build/tests/shim/shim-abi $name"
 	done
