@@ -578,7 +578,7 @@ void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
 	}
 	n->metadata_bytes = scan_bytes(s);
 	if (e->kernel)
-		n->pages_merged_now = proc_kernel_sharing(e);
+		scan_kernel_count(e, n);
 }
 
 uint64_t proc_scan_bytes(const struct proc_engine *e)

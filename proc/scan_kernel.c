@@ -210,3 +210,14 @@ void scan_kernel_merge(struct proc_engine *e, struct scan_look *look)
 	e->stats.zero_pages += sum.pages_zeroed;
 	look->merged = (uint32_t)(sum.pages_merged + sum.pages_zeroed);
 }
+
+/* What others' offers merged of ours is known here as nobody's; the kernel knows better. */
+void scan_kernel_count(const struct proc_engine *e, struct core_scan_counters *n)
+{
+	uint64_t sharing = proc_kernel_sharing(e), by_others;
+
+	by_others = sharing > n->pages_merged_now ? sharing - n->pages_merged_now : 0;
+	n->pages_unshared_now -=
+		by_others < n->pages_unshared_now ? by_others : n->pages_unshared_now;
+	n->pages_merged_now = sharing;
+}

@@ -544,10 +544,13 @@ struct samepage *pt_open(void)
 	return pt_open_sized(256u << 20);
 }
 
+#define TWIN_ROOM ((size_t)1 << 30)
+
 /* The bytes of what is there, through a file that pins nothing and faults nothing in. */
 static char *make_twin(const char *p, size_t pages)
 {
-	char *twin = mmap(NULL, pages * pt_page(), RW, ANON | MAP_NORESERVE, -1, 0);
+	/* Too large for a hole that a test has just made. */
+	char *twin = mmap(NULL, pages * pt_page() + TWIN_ROOM, RW, ANON | MAP_NORESERVE, -1, 0);
 	int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 
@@ -579,7 +582,7 @@ int pt_merge(struct samepage *sp, void *addr, size_t bytes, uint32_t flags,
 	}
 	err = samepage_merge(sp, addr, bytes, flags, result);
 	if (twin)
-		munmap(twin, pages * pt_page());
+		munmap(twin, pages * pt_page() + TWIN_ROOM);
 	return err;
 }
 
