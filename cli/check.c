@@ -66,6 +66,10 @@ static const struct feature {
 		"the tests cannot prove sharing by page frames", "run the tests as root"),
 	FEATURE(madv_merge, EXTRA, "madvise(MADV_MERGE): the kernel merges by itself",
 		"nothing: merging is done from user space", "the kernel series, if you build kernels"),
+	FEATURE(merge_scope, EXTRA, "merge scopes: the kernel keeps strangers' pages apart",
+		"nothing: MADV_MERGE is not used then", "the kernel series, if you build kernels"),
+	FEATURE(merge_counts, EXTRA, "ksm_stat says what became of each page of MADV_MERGE",
+		"nothing: MADV_MERGE is not used then", "the kernel series, if you build kernels"),
 	FEATURE(ksm, EXTRA, "the kernel's own KSM is built in",
 		"nothing to compare with", "CONFIG_KSM, for the benchmarks only"),
 #undef FEATURE
@@ -105,6 +109,8 @@ static bool in_the_way(const struct check *c)
 
 static bool works(const struct check *c)
 {
+	if (sys_probe_kernel_merges(&c->have))
+		return !in_the_way(c);
 	for (size_t i = 0; i < FEATURES; i++)
 		if (features[i].need == NEEDED && !present(c, &features[i]))
 			return false;
@@ -136,6 +142,8 @@ static void gather(struct check *c)
 
 static const char *verdict(const struct check *c)
 {
+	if (works(c) && sys_probe_kernel_merges(&c->have))
+		return "works, by the kernel's own MADV_MERGE";
 	if (works(c))
 		return c->freeze_err ? "works, with the broker's userfaultfd"
 		       : c->broker_err ? "works; a broker is started on demand by `samepage run`"
@@ -263,6 +271,8 @@ static void print_json(const struct check *c)
 	cli_json_str(o, "release", c->have.release);
 	json_object_object_add(o, "works", json_object_new_boolean(works(c)));
 	cli_json_str(o, "verdict", verdict(c));
+	cli_json_str(o, "primitive", !works(c) ? NULL
+				     : sys_probe_kernel_merges(&c->have) ? "kernel" : "remap");
 	json_object_object_add(o, "can_freeze", json_object_new_boolean(c->freeze_err == 0));
 	for (size_t i = 0; i < FEATURES; i++)
 		json_object_object_add(list, features[i].name, feature_json(c, &features[i]));

@@ -23,6 +23,7 @@
 
 #include "cli/cli.h"
 #include "core/reason.h"
+#include "sys/maps.h"
 #include "sys/sys.h"
 
 struct sums {
@@ -62,9 +63,21 @@ static int64_t profit(uint64_t pages_mapped, uint64_t slots, uint64_t own_bytes)
 	return cli_sum_signed(bytes, cli_less(0, own_bytes));
 }
 
+/* Pages that the kernel's merging keeps, on the whole machine: others' as well. */
+static uint64_t kernel_pages(const struct cli_items *items)
+{
+	int64_t pages = 0;
+
+	for (unsigned i = 0; i < items->count && pages <= 0; i++)
+		if (items->item[i].report.flags & CORE_WIRE_REPORT_KERNEL)
+			pages = sys_read_number("/sys/kernel/mm/ksm/pages_shared");
+	return pages < 0 ? 0 : (uint64_t)pages;
+}
+
 static void sum_up(struct sums *s, const struct cli_items *items)
 {
 	const struct core_wire_ctl_end *e = &items->end;
+	uint64_t shared = cli_sum(e->slots, kernel_pages(items));
 
 	memset(s, 0, sizeof(*s));
 	for (unsigned i = 0; i < items->count; i++) {
@@ -82,11 +95,11 @@ static void sum_up(struct sums *s, const struct cli_items *items)
 		s->pages_volatile = cli_sum(s->pages_volatile, r->scan.tracker ?
 			r->scan.pages_volatile_now : r->last.pages_declined[SAMEPAGE_REASON_CHANGED]);
 	}
-	s->pages_shared = e->slots;
-	s->pages_sharing = s->pages_mapped > e->slots ? s->pages_mapped - e->slots : 0;
+	s->pages_shared = shared;
+	s->pages_sharing = s->pages_mapped > shared ? s->pages_mapped - shared : 0;
 	s->own_bytes = cli_sum(cli_sum(e->index_bytes, e->broker_rss_bytes), s->client_bytes);
 	/* Slots that nobody maps any more count against us here. */
-	s->general_profit = profit(s->pages_mapped, e->slots, s->own_bytes);
+	s->general_profit = profit(s->pages_mapped, shared, s->own_bytes);
 }
 
 static bool wanted(const struct core_wire_ctl_item *item, const int32_t *pid, unsigned pids)
@@ -106,6 +119,7 @@ static struct json_object *process_json(const struct core_wire_ctl_item *item)
 	struct json_object *total = json_object_new_object();
 	struct json_object *last = json_object_new_object();
 
+	cli_json_str(o, "primitive", r->flags & CORE_WIRE_REPORT_KERNEL ? "kernel" : "remap");
 	cli_json_u64(o, "pss_bytes", r->pss_after_bytes);
 	cli_json_u64(o, "pages_mapped", r->pages_sharing);
 	cli_json_u64(o, "pages_owned", r->pages_owned);

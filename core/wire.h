@@ -155,7 +155,7 @@ struct core_wire_report {
 	int32_t error; /* 0 or negative errno of the pass */
 	uint32_t vmas; /* mappings of the process now */
 	uint32_t vmas_max; /* vm.max_map_count */
-	uint32_t flags;
+	uint32_t flags; /* CORE_WIRE_REPORT_* */
 	uint64_t pss_before_bytes;
 	uint64_t pss_after_bytes;
 	uint64_t pages_sharing;  /* map a slot now */
@@ -167,6 +167,8 @@ struct core_wire_report {
 	struct samepage_result total; /* since the client started */
 	struct core_scan_counters scan;
 };
+
+#define CORE_WIRE_REPORT_KERNEL 0x1u /* merges with the kernel's MADV_MERGE */
 
 struct core_wire_result {
 	struct core_wire_header h;

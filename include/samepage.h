@@ -64,7 +64,8 @@ extern "C" {
 	X(FAILED, "failed", "the kernel refused a step, see the log")                              \
 	X(WRITABLE, "writable",                                                                    \
 	  "a writable page of a file, or written since its merge: who writes cannot be stopped")     \
-	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")
+	X(BREAKPOINT, "breakpoint", "holds a breakpoint of a debugger or a tracer (uprobes)")      \
+	X(BUSY, "busy", "pinned, locked or being written, so the kernel could not merge it just then")
 
 enum samepage_reason {
 #define SAMEPAGE_REASON_ENUM(id, name, text) SAMEPAGE_REASON_##id,
@@ -79,7 +80,7 @@ enum samepage_reason {
 /* What one merge did. pages_looked = merged + zeroed + already + sum of declined. */
 struct samepage_result {
 	uint64_t pages_looked;  /* present pages that were considered */
-	uint64_t pages_merged;  /* now map a slot of the store */
+	uint64_t pages_merged;  /* now map a slot of the store, or a page that the kernel merged */
 	uint64_t pages_zeroed;  /* were all zero, given back without a mapping */
 	uint64_t pages_already; /* were merged before this call */
 	uint64_t pages_declined[SAMEPAGE_REASON_MAX]; /* by enum samepage_reason */
@@ -94,12 +95,29 @@ struct samepage_result {
 /* What a handle did since it was opened, and what it uses. */
 struct samepage_stats {
 	struct samepage_result total; /* sums over all merges of this handle */
-	uint64_t pages_sharing;  /* pages of this process that map a slot now */
+	/* pages of this process that map a slot; or one that the kernel merged, as the kernel
+	 * counts them: what was unmapped or discarded since may still be among them */
+	uint64_t pages_sharing;
 	uint64_t zero_pages;     /* zero pages given back, ever */
 	uint64_t store_pages;    /* slots published in the domain */
 	uint64_t own_bytes;      /* memory that the library uses itself */
 	uint64_t merges;         /* calls and passes carried out */
 	uint64_t reconnects;     /* times the broker was lost and found again */
+	uint32_t primitive;      /* enum samepage_primitive: what merges */
+	uint32_t reserved;       /* 0 */
+};
+
+/*
+ * What carries out merges: chosen when the handle is opened. The kernel's own, where there
+ * is one that keeps domains apart (MADV_MERGE with merge scopes; see samepage-check(1)),
+ * else the library's. The environment can force one: SAMEPAGE_PRIMITIVE=kernel or =remap;
+ * auto is the default. All of a process's handles that use the kernel's must be of one
+ * domain; another's uses the library's.
+ */
+enum samepage_primitive {
+	SAMEPAGE_PRIMITIVE_NONE,   /* the library's thread has not started */
+	SAMEPAGE_PRIMITIVE_REMAP,  /* pages become mappings of the domain's store */
+	SAMEPAGE_PRIMITIVE_KERNEL, /* the kernel merges in place: memory stays what it was */
 };
 
 /* samepage_options.flags */
@@ -120,12 +138,15 @@ struct samepage;
  * Open a handle. options may be NULL (all defaults). On success *handle is to be
  * closed with samepage_close().
  *
- * -EINVAL  size or flags unknown, bad domain name ([A-Za-z0-9._-], 1 to 63)
+ * -EINVAL  size or flags unknown, bad domain name ([A-Za-z0-9._-], 1 to 63), or
+ *          $SAMEPAGE_PRIMITIVE is none of auto, kernel, remap
  * -ENOENT, -ECONNREFUSED  no broker listens where one was expected
  * -EPROTO  what listens there is no broker of this version
  * -EPERM   what listens there belongs to neither root nor this user
  * -EDQUOT  the broker takes no more clients of this user
- * -ENOSYS  this kernel lacks what any merge needs (see samepage check)
+ * -ENOSYS  this kernel lacks what any merge needs (see samepage check), or MADV_MERGE,
+ *          where SAMEPAGE_PRIMITIVE=kernel asks for it
+ * -EBUSY   SAMEPAGE_PRIMITIVE=kernel, but memory of this process is merged in another domain
  * -ENOMEM, -EMFILE, -ENFILE, -EAGAIN  from the kernel
  */
 SAMEPAGE_API int samepage_open(struct samepage **handle, const struct samepage_options *options);
@@ -169,6 +190,11 @@ SAMEPAGE_API void samepage_close(struct samepage *handle);
  *            what it grows by would show other pages of the store
  *   userfaultfd  do not register merged memory: a missing page is never missing
  *            there
+ *
+ * Where the kernel merges (enum samepage_primitive), all private memory can be merged that is
+ * readable and not locked, whoever writes to it, and whatever is unmapped meanwhile; a page
+ * that is the first of its kind is `unique`, and merged when somebody comes with another;
+ * none of the exceptions holds; and no broker is needed for it.
  *
  * Mappings in the range that cannot be merged are skipped and counted, that is
  * no error. result may be NULL.

@@ -186,3 +186,14 @@ int lib_embedded_new(struct proc_link **out, uint64_t store_bytes)
 	*out = &em->link;
 	return 0;
 }
+
+uint64_t lib_embedded_scope(void)
+{
+	static _Atomic uint64_t scope;
+	uint64_t made = 0, none = 0;
+
+	/* Without random numbers there is no store either: connect() will say so. */
+	if (!atomic_load(&scope) && sys->getrandom(&made, sizeof(made)) >= 0)
+		atomic_compare_exchange_strong(&scope, &none, made | 1);
+	return atomic_load(&scope);
+}

@@ -37,6 +37,7 @@ int samepage_open(struct samepage **handle, const struct samepage_options *optio
 	static const struct samepage_options defaults = { .size = sizeof(defaults) };
 	const struct samepage_options *o = options ? options : &defaults;
 	struct proc_engine_params params = { 0 };
+	enum proc_primitive primitive;
 	const char *domain = o->domain;
 	struct samepage *sp;
 	int err;
@@ -50,6 +51,9 @@ int samepage_open(struct samepage **handle, const struct samepage_options *optio
 	err = sys_fault_from_env();
 	if (err < 0)
 		return err;
+	err = proc_primitive_parse(secure_getenv("SAMEPAGE_PRIMITIVE"), &primitive);
+	if (err < 0)
+		return err;
 	if (!domain)
 		domain = secure_getenv("SAMEPAGE_DOMAIN");
 	sp = calloc(1, sizeof(*sp));
@@ -59,6 +63,8 @@ int samepage_open(struct samepage **handle, const struct samepage_options *optio
 		err = lib_embedded_new(&params.link, o->store_bytes);
 	else
 		err = proc_link_broker_new(&params.link, o->socket_path, domain);
+	params.primitive = primitive;
+	params.scope = o->flags & SAMEPAGE_EMBEDDED ? lib_embedded_scope() : proc_scope_of(domain);
 	if (err == 0)
 		err = proc_fork_install();
 	if (err == 0)
@@ -130,6 +136,8 @@ int samepage_unmerge(struct samepage *handle, void *addr, size_t bytes)
 		return err;
 	proc_mem_lock(&guard);
 	err = proc_mem_unmerge(start, end, NULL);
+	if (err == 0 && proc_engine_kernel(handle->engine))
+		err = proc_kernel_unmerge(start, end);
 	if (err == 0 && proc_mem_has_gap(start, end))
 		err = -ENOMEM;
 	proc_mem_unlock(&guard);
@@ -153,9 +161,16 @@ int samepage_discard(struct samepage *handle, void *addr, size_t bytes)
 
 int samepage_stats(struct samepage *handle, struct samepage_stats *stats, size_t size)
 {
-	if (!handle || !stats || size != sizeof(*stats))
+	struct samepage_stats all;
+	int err;
+
+	/* Programs from before there was a choice of primitives have a shorter one. */
+	if (!handle || !stats ||
+	    (size != sizeof(*stats) && size != offsetof(struct samepage_stats, primitive)))
 		return -EINVAL;
-	return proc_engine_stats(handle->engine, stats);
+	err = proc_engine_stats(handle->engine, &all);
+	memcpy(stats, &all, size);
+	return err;
 }
 
 void samepage_fork_prepare(void)

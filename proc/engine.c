@@ -22,6 +22,7 @@
 
 #include "core/hash.h"
 #include "proc/internal.h"
+#include "proc/kernel.h"
 #include "sys/raw.h"
 
 #define STACK_BYTES (256u << 10)
@@ -121,7 +122,7 @@ int proc_engine_connect(struct proc_engine *e)
 	}
 	if (again)
 		e->stats.reconnects++;
-	if (e->uffd < 0)
+	if (e->uffd < 0 && !e->kernel)
 		(void)proc_freeze_setup(e);
 	return 0;
 }
@@ -144,7 +145,8 @@ static void call_merge(struct proc_engine *e, struct proc_call *call)
 {
 	bool gap = false;
 
-	if (proc_engine_connect(e) < 0) {
+	/* The kernel needs no store; the session is for those who ask what we do. */
+	if (proc_engine_connect(e) < 0 && !e->kernel) {
 		call->error = -ENOTCONN;
 		return;
 	}
@@ -152,7 +154,7 @@ static void call_merge(struct proc_engine *e, struct proc_call *call)
 	core_result_add(&e->stats.total, &call->result);
 	e->stats.zero_pages += call->result.pages_zeroed;
 	e->stats.merges++;
-	if (!e->link->connected)
+	if (!e->link->connected && !e->kernel)
 		call->error = -ENOTCONN;
 	else if (gap)
 		call->error = -ENOMEM;
@@ -163,8 +165,23 @@ static void call_stats(struct proc_engine *e, struct proc_call *call)
 	call->stats = e->stats;
 	call->stats.pages_sharing = (uint64_t)proc_sharing_pages(e);
 	call->stats.own_bytes = proc_serve_own_bytes(e);
+	call->stats.primitive = e->kernel ? SAMEPAGE_PRIMITIVE_KERNEL : SAMEPAGE_PRIMITIVE_REMAP;
 	if (e->link->connected)
 		call->stats.store_pages = atomic_load(&e->link->index.header->slots_published);
+}
+
+/* Holes are no reason to have failed. */
+static int kernel_home(uint64_t start, uint64_t end)
+{
+	int err = proc_kernel_unmerge(start, end);
+
+	if (err == -ENOMEM) {
+		proc_mem_lock_engine();
+		if (proc_mem_has_gap(start, end))
+			err = 0;
+		proc_mem_unlock_engine();
+	}
+	return err;
 }
 
 static void take_call(struct proc_engine *e)
@@ -186,6 +203,8 @@ static void take_call(struct proc_engine *e)
 	case PROC_CALL_HOME:
 		proc_scan_leave(e, e->call.start, e->call.end);
 		e->call.error = proc_retreat_range(e, e->call.start, e->call.end);
+		if (e->kernel && e->call.error == 0)
+			e->call.error = kernel_home(e->call.start, e->call.end);
 		break;
 	case PROC_CALL_NONE:
 		break;
@@ -252,10 +271,13 @@ static int start(struct proc_engine *e)
 	if (err == 0)
 		err = open_own(e);
 	if (err == 0)
-		err = proc_engine_connect(e);
-	if (err < 0 && e->params.connect_later && e->sigfd >= 0 && e->maps_fd >= 0)
+		err = proc_kernel_start(e);
+	if (err < 0)
+		return err;
+	err = proc_engine_connect(e);
+	if (err < 0 && e->params.connect_later)
 		err = 0;
-	if (err == 0 && e->uffd < 0)
+	if (err == 0 && e->uffd < 0 && !e->kernel)
 		(void)proc_freeze_setup(e); /* without it: NO_FREEZE is counted */
 	return err;
 }
@@ -345,6 +367,7 @@ static void teardown(struct proc_engine *e)
 	proc_freeze_teardown(e);
 	proc_hold_close(&e->hold);
 	e->link->ops->disconnect(e->link);
+	proc_kernel_end(e);
 	close_own(&e->sigfd);
 	close_own(&e->pagemap_fd);
 	close_own(&e->maps_fd);
@@ -396,7 +419,7 @@ static int start_thread(struct proc_engine *e)
 	pthread_attr_t attr;
 	int err;
 
-	e->sigfd = e->pagemap_fd = e->maps_fd = e->uffd = -1;
+	e->sigfd = e->pagemap_fd = e->maps_fd = e->uffd = e->ksm_fd = -1;
 	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
 	e->reconnect_at_usec = 0;
 	e->tags_count = 0;
@@ -632,6 +655,11 @@ int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
 	return err;
 }
 
+bool proc_engine_kernel(const struct proc_engine *e)
+{
+	return e && e->kernel;
+}
+
 bool proc_engine_is_here(struct proc_engine *e)
 {
 	/* Signal 0: is there such a thread? */
@@ -665,6 +693,7 @@ void proc_engine_forked(struct proc_engine *e)
 	atomic_store(&e->call_posted, 0);
 	e->joinable = false;
 	e->link->ops->forget(e->link);
+	proc_kernel_forked();
 	proc_segments_forget(e);
 	proc_scan_forked(e);
 	/* The child's copies of the staging areas have lost their registration. */

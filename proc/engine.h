@@ -50,11 +50,29 @@ struct proc_link_ops {
 	void (*free)(struct proc_link *link);
 };
 
+/* What merges (kernel.h). */
+enum proc_primitive {
+	PROC_PRIMITIVE_AUTO,
+	PROC_PRIMITIVE_REMAP,
+	PROC_PRIMITIVE_KERNEL, /* or nothing */
+};
+/* Of SAMEPAGE_PRIMITIVE; NULL, "": auto. 0 or -EINVAL. */
+int proc_primitive_parse(const char *text, enum proc_primitive *primitive);
+bool proc_kernel_available(void);
+/* A domain's number as a scope of the kernel's merging. */
+uint64_t proc_scope_of(const char *domain);
+/* What this engine's thread uses; false also before it has started. Any thread. */
+bool proc_engine_kernel(const struct proc_engine *e);
+/* Private copies of what the kernel merged in the range; bytes stay. 0, -ENOMEM. */
+int proc_kernel_unmerge(uint64_t start, uint64_t end);
+
 struct proc_engine_params {
 	struct proc_link *link;  /* owned by the engine from here on, on success */
 	bool owned_only;         /* passes go over owned ranges (the shim) */
 	bool advised_only;       /* of those, the advised */
 	bool connect_later;      /* start even if there is no broker now (the shim) */
+	enum proc_primitive primitive;
+	uint64_t scope;          /* of the kernel's merging */
 };
 
 /* scan: with background scanning, these being the program's own settings; NULL: without. */

@@ -15,6 +15,7 @@
 #include "core/wire.h"
 #include "proc/engine.h"
 #include "proc/mem.h"
+#include "sys/ksm.h"
 #include "sys/maps.h"
 #include "sys/sys.h"
 
@@ -152,6 +153,7 @@ struct proc_engine {
 	int start_error;
 	bool joinable; /* the thread is there to be joined */
 	_Atomic bool no_freeze; /* for good: proc_engine_stop_freezing() */
+	_Atomic bool kernel;    /* MADV_MERGE is the primitive (kernel.h); written by the thread */
 	bool retired;   /* for good: proc_engine_retire(); under call_lock */
 	uint8_t *stack; /* of the thread: own mapping with a guard page */
 	size_t stack_bytes;
@@ -165,7 +167,10 @@ struct proc_engine {
 	int uffd; /* -1: no freeze is possible here */
 	struct proc_scan *scan; /* NULL: no background scanning */
 	int pagemap_fd;
+	bool no_pagemap_scan; /* this kernel has none */
 	int maps_fd; /* for PROCMAP_QUERY */
+	int ksm_fd;  /* ksm_stat, with e->kernel; else -1 */
+	struct sys_ksm_stat ksm; /* as counted so far */
 	struct proc_hold hold;
 	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */
 	struct proc_segment *segments;
@@ -231,6 +236,7 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 /* All that the handle may merge on its own. */
 void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res);
 uint64_t proc_pass_count_present(struct proc_engine *e, uint64_t start, uint64_t end);
+uint64_t proc_pass_count_swapped(struct proc_engine *e, uint64_t start, uint64_t end);
 int proc_pass_flush_tags(struct proc_engine *e);
 /* SAMEPAGE_REASON_COUNT: none. Of an anonymous mapping, by its flags and policy. */
 enum samepage_reason proc_pass_obstacle(const struct sys_vma *v);
@@ -275,6 +281,12 @@ static inline void proc_plan_skip(struct core_plan_page *p, enum samepage_reason
 	p->kind = CORE_PLAN_SKIP;
 	p->reason = why;
 }
+
+/*
+ * present.c: into work->regions, what is there from start on, PRESENT or SWAPPED by its
+ * categories; how many, or -errno. *walk_end: up to where; start: no further.
+ */
+int proc_present(struct proc_engine *e, uint64_t start, uint64_t end, uint64_t *walk_end);
 
 /* hold.c */
 int proc_hold_open(struct proc_hold *h, unsigned pages);

@@ -37,24 +37,6 @@ static uint8_t *ring_page(const struct proc_engine *e, const struct proc_chunk *
 	return e->link->ring + ((size_t)place(c, i) << e->page_shift);
 }
 
-/* Regions of present or swapped anonymous pages that are not the shared zero page. */
-static int scan_present(struct proc_engine *e, uint64_t start, uint64_t end)
-{
-	struct sys_pm_scan_arg arg = {
-		.size = sizeof(arg),
-		.start = start,
-		.end = end,
-		.vec = (uintptr_t)e->work->regions,
-		.vec_len = PROC_CHUNK_PAGES,
-		.category_inverted = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
-		.category_mask = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE,
-		.category_anyof_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
-		.return_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
-	};
-
-	return sys->pagemap_scan(e->pagemap_fd, &arg);
-}
-
 /* Read n pages from page i of the chunk into the ring; how many could be read. */
 static uint32_t read_batch(struct proc_engine *e, const struct proc_chunk *c, uint32_t i,
 			   uint32_t n)
@@ -302,11 +284,12 @@ void proc_look_again(struct proc_engine *e, const struct proc_chunk *c, const ui
 bool proc_look(struct proc_engine *e, const struct proc_chunk *c, struct samepage_result *res)
 {
 	struct proc_work *w = e->work;
+	uint64_t walk_end;
 	int regions;
 
 	for (uint32_t i = c->first; i < c->end; i++)
 		w->plan[i] = (struct core_plan_page){ .reason = PROC_ABSENT };
-	regions = scan_present(e, page_addr(e, c, c->first), page_addr(e, c, c->end));
+	regions = proc_present(e, page_addr(e, c, c->first), page_addr(e, c, c->end), &walk_end);
 	for (int r = 0; r < regions; r++) {
 		const struct sys_page_region *g = &w->regions[r];
 		uint32_t i = (uint32_t)((g->start - c->base) >> e->page_shift);

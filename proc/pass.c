@@ -16,6 +16,7 @@
 
 #include "core/hash.h"
 #include "proc/internal.h"
+#include "proc/kernel.h"
 
 /* Flags that a store mapping has as well, or that we put back (enum proc_odd). */
 #define FLAGS_KEPT                                                                                 \
@@ -39,41 +40,34 @@ struct pass {
 
 /* --- counting ------------------------------------------------------------- */
 
-/* Present or swapped pages with the wanted categories among `mask`. */
-static uint64_t count_pages(struct proc_engine *e, uint64_t start, uint64_t end, uint64_t mask,
-			    uint64_t inverted)
+/* Of the process's own: with one of these categories. */
+static uint64_t count_pages(struct proc_engine *e, uint64_t start, uint64_t end, uint64_t which)
 {
 	struct sys_page_region *regions = e->work->regions;
 	uint64_t pages = 0;
 
 	while (start < end) {
-		struct sys_pm_scan_arg arg = {
-			.size = sizeof(arg),
-			.start = start,
-			.end = end,
-			.vec = (uintptr_t)regions,
-			.vec_len = PROC_CHUNK_PAGES,
-			.category_inverted = inverted,
-			.category_mask = mask,
-			.category_anyof_mask = SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED,
-			.return_mask = SYS_PAGE_IS_PRESENT,
-		};
-		int n = sys->pagemap_scan(e->pagemap_fd, &arg);
+		uint64_t walk_end;
+		int n = proc_present(e, start, end, &walk_end);
 
 		for (int i = 0; i < n; i++)
-			pages += (regions[i].end - regions[i].start) >> e->page_shift;
-		if (n < 0 || arg.walk_end <= start)
+			if (regions[i].categories & which)
+				pages += (regions[i].end - regions[i].start) >> e->page_shift;
+		if (n < 0 || walk_end <= start)
 			break;
-		start = arg.walk_end;
+		start = walk_end;
 	}
 	return pages;
 }
 
 uint64_t proc_pass_count_present(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	const uint64_t not = SYS_PAGE_IS_PFNZERO | SYS_PAGE_IS_FILE;
+	return count_pages(e, start, end, SYS_PAGE_IS_PRESENT | SYS_PAGE_IS_SWAPPED);
+}
 
-	return count_pages(e, start, end, not, not);
+uint64_t proc_pass_count_swapped(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	return count_pages(e, start, end, SYS_PAGE_IS_SWAPPED);
 }
 
 static void decline(struct pass *p, uint64_t start, uint64_t end, enum samepage_reason why)
@@ -145,6 +139,10 @@ static void merge_span(struct pass *p, uint64_t start, uint64_t end, const struc
 {
 	uint64_t chunk_bytes = (uint64_t)PROC_CHUNK_PAGES << p->e->page_shift;
 
+	if (p->e->kernel) {
+		proc_kernel_span(p->e, how->vma, start, end, p->res);
+		return;
+	}
 	while (start < end) {
 		uint64_t base = start & ~(chunk_bytes - 1);
 		uint64_t until = base + chunk_bytes < end ? base + chunk_bytes : end;
@@ -306,6 +304,9 @@ static bool owned_only(struct pass *p)
 {
 	if (!p->e->params.owned_only || (p->call && (p->call->want & PROC_WANT_CONTRACT)))
 		return false;
+	/* Whatever becomes of the range, the kernel merges what is there. */
+	if (p->e->kernel && p->call)
+		return false;
 	return !p->call || !alone(p);
 }
 
@@ -323,8 +324,8 @@ static void pass_vma(struct pass *p, const struct sys_vma *v)
 	if (proc_vma_is_run(v) && count_merged(p, start, end) == 0)
 		return;
 	/* LOOK asks for no freeze and no policy, but must not see what MERGE will skip. */
-	why = kind_obstacle(p, v, &how);
-	if (why == SAMEPAGE_REASON_COUNT)
+	why = p->e->kernel ? proc_kernel_obstacle(v) : kind_obstacle(p, v, &how);
+	if (why == SAMEPAGE_REASON_COUNT && !p->e->kernel)
 		why = p->e->no_freeze ? SAMEPAGE_REASON_NO_FREEZE : proc_pass_obstacle(v);
 	if (why != SAMEPAGE_REASON_COUNT) {
 		decline(p, start, end, why);
@@ -502,8 +503,11 @@ static int64_t count_around(struct pass *p)
 
 static int64_t count_vmas(struct pass *p, bool *all)
 {
-	int64_t n = *all ? -1 : count_around(p);
+	int64_t n;
 
+	if (p->e->kernel)
+		return -1; /* none comes or goes */
+	n = *all ? -1 : count_around(p);
 	if (n >= 0)
 		return n;
 	*all = true;
@@ -529,17 +533,24 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	bool all = false;
 	int64_t vmas_before = count_vmas(&p, &all), vmas_after;
 
+	if (e->kernel && mode == PROC_MODE_LOOK)
+		return; /* the kernel finds out by itself what is there twice */
 	/* What refused it when the thread started may have been a moment's want. */
-	if (e->uffd < 0 && mode != PROC_MODE_LOOK)
+	if (e->uffd < 0 && mode != PROC_MODE_LOOK && !e->kernel)
 		(void)proc_freeze_setup(e);
 	/* A fork in the middle of a pass leaves the child with half of one. */
 	e->work->misses = 0;
 	memset(e->work->collided, 0, sizeof(e->work->collided));
-	set_budget(e, all);
+	if (!e->kernel)
+		set_budget(e, all);
 	proc_mem_lock_engine();
 	proc_mem_pass_begins();
 	proc_mem_unlock_engine();
+	if (e->kernel)
+		proc_kernel_begins(e);
 	walk(&p);
+	if (e->kernel)
+		proc_kernel_ends(e);
 	proc_mem_lock_engine();
 	proc_mem_pass_ends();
 	proc_mem_unlock_engine();

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "proc/kernel.h"
 #include "proc/scan.h"
 
 #define COST_FACTOR 50u
@@ -190,7 +191,8 @@ static void sweep(struct proc_engine *e)
 		uint32_t r = scan_region_after(s, k->base);
 		unsigned gone = 0;
 
-		if (k->pages[CORE_PAGE_MERGED] || k->pages[CORE_PAGE_BROKEN])
+		/* By the kernel it is merged where it is: the next look sees what became of it. */
+		if (!e->kernel && (k->pages[CORE_PAGE_MERGED] || k->pages[CORE_PAGE_BROKEN]))
 			for (unsigned i = 0; i < SCAN_GROUPS; i++)
 				if (k->group[i])
 					gone += core_pages_sweep(scan_group(s, k, i));
@@ -216,7 +218,8 @@ static int each(const struct sys_vma *v, void *arg)
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;
 	/* Of what is merged, too: homecoming gives back what advice says, no lock and no key. */
-	if (proc_pass_obstacle(v) != SAMEPAGE_REASON_COUNT)
+	if ((r->e->kernel ? proc_kernel_obstacle(v) : proc_pass_obstacle(v)) !=
+	    SAMEPAGE_REASON_COUNT)
 		return 0;
 	take_owned(r, v);
 	return 0;

@@ -11,6 +11,7 @@
  * nothing waits, after a time that quadruples from look to look and starts anew when memory
  * is new or was merged.
  */
+#include "proc/kernel.h"
 #include "proc/scan.h"
 
 #include <errno.h>
@@ -56,7 +57,7 @@ static void settle(struct proc_engine *e)
 	s->set.first_msec = chosen(o->first_msec, b->first_msec, d->first_msec, 60000);
 	s->set.most_msec = chosen(o->most_msec, b->most_msec, d->most_msec, 3600000);
 	s->set.huge_percent = chosen(o->huge_percent, b->huge_percent, d->huge_percent, 101);
-	s->wp = s->set.tracker == CORE_SCAN_TRACKER_WP_ASYNC && s->wp_async;
+	s->wp = s->set.tracker == CORE_SCAN_TRACKER_WP_ASYNC && s->wp_async && !e->kernel;
 	s->pace.permille = s->set.cpu_permille;
 }
 
@@ -312,7 +313,9 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	note_look(s, look);
 	k->huge = look->huge_pages > 0;
 	tried = look->wanted || k->news;
-	if (tried)
+	if (tried && e->kernel)
+		scan_kernel_merge(e, look);
+	else if (tried)
 		scan_merge(e, look);
 	k->news = false;
 	count_pages(s, k);
@@ -366,12 +369,18 @@ static void new_round(struct proc_engine *e)
 	scan_all_due(s);
 }
 
+/* What merges is there for us. */
+static bool can_merge(const struct proc_engine *e)
+{
+	return e->kernel || (!e->no_freeze && e->uffd >= 0);
+}
+
 static bool interrupted(struct proc_engine *e)
 {
 	struct pollfd p = { .fd = e->link->poll_fd, .events = POLLIN };
 
 	if (atomic_load(&e->call_posted) || atomic_load(&e->state) == PROC_CLOSING ||
-	    !e->link->connected || e->no_freeze || e->uffd < 0)
+	    !e->link->connected || !can_merge(e))
 		return true;
 	return p.fd >= 0 && sys->poll(&p, 1, 0) > 0;
 }
@@ -448,8 +457,10 @@ static void work(struct proc_engine *e, uint64_t now)
 	scan_regions_read(e);
 	discover(e, now);
 	new_round(e);
-	scan_news(e);
-	scan_home(e);
+	if (!e->kernel) {
+		scan_news(e);
+		scan_home(e);
+	}
 	if (look_at_chunks(e)) {
 		sleep_until_due(e, sys_now_usec());
 		proc_segments_unmap(e);
@@ -469,9 +480,9 @@ static bool ready(struct proc_engine *e, uint64_t now)
 	struct proc_scan *s = e->scan;
 	struct proc_mem_guard guard;
 
-	if (e->no_freeze || s->paused || !e->link->connected)
+	if ((e->no_freeze && !e->kernel) || s->paused || !e->link->connected)
 		return false;
-	if (e->uffd < 0 && proc_freeze_setup(e) < 0) {
+	if (!can_merge(e) && proc_freeze_setup(e) < 0) {
 		s->wake_usec = now + RETRY_USEC;
 		return false;
 	}
@@ -517,7 +528,7 @@ uint64_t proc_scan_wake_usec(const struct proc_engine *e)
 {
 	const struct proc_scan *s = e->scan;
 
-	if (!s || s->paused || e->no_freeze || !e->link->connected ||
+	if (!s || s->paused || (e->no_freeze && !e->kernel) || !e->link->connected ||
 	    (s->set.flags & CORE_SCAN_OFF))
 		return UINT64_MAX;
 	return s->wake_usec;
@@ -547,6 +558,8 @@ void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n)
 					k->pages[CORE_PAGE_ASIDE] + k->pages[CORE_PAGE_BROKEN];
 	}
 	n->metadata_bytes = scan_bytes(s);
+	if (e->kernel)
+		scan_kernel_count(e, n);
 }
 
 uint64_t proc_scan_bytes(const struct proc_engine *e)

@@ -192,6 +192,10 @@ bool scan_see(struct proc_engine *e, struct scan_look *look);
 
 /* scan_merge.c: hash, look up, merge what look->want says, and note what came of it */
 void scan_merge(struct proc_engine *e, struct scan_look *look);
+/* scan_kernel.c: the same where the kernel merges */
+void scan_kernel_see(struct proc_engine *e, struct scan_look *look);
+void scan_kernel_merge(struct proc_engine *e, struct scan_look *look);
+void scan_kernel_count(const struct proc_engine *e, struct core_scan_counters *n);
 /* The fingerprints that wait to be reported. */
 void scan_reports_send(struct proc_engine *e);
 /* Tags that others have reported or published meanwhile. */

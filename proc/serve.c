@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "proc/internal.h"
+#include "proc/kernel.h"
 
 struct sharing {
 	struct proc_engine *e;
@@ -33,6 +34,8 @@ static struct sharing sharing_now(struct proc_engine *e)
 	struct sharing s = { .e = e };
 
 	sys_maps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), count_sharing, &s);
+	if (e->kernel)
+		s.pages += proc_kernel_sharing(e);
 	return s;
 }
 
@@ -56,6 +59,7 @@ void proc_serve_report(struct proc_engine *e, struct core_wire_report *r)
 	uint64_t from = 0;
 	size_t n;
 
+	r->flags = e->kernel ? CORE_WIRE_REPORT_KERNEL : 0;
 	r->vmas = (uint32_t)s.vmas;
 	r->vmas_max = max < 0 ? 0 : (uint32_t)max;
 	r->pages_sharing = s.pages;
@@ -95,6 +99,11 @@ static int unmerge_all(struct proc_engine *e, struct samepage_result *res)
 	proc_mem_lock_engine();
 	err = proc_mem_unmerge(0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1), &rest);
 	proc_mem_unlock_engine();
+	if (e->kernel && err == 0) {
+		err = proc_kernel_unmerge(0, (uint64_t)INTPTR_MAX & ~(e->page_bytes - 1));
+		if (err == -ENOMEM) /* there are holes */
+			err = 0;
+	}
 	res->pages_looked = res->pages_already = pages;
 	return err;
 }
@@ -118,7 +127,7 @@ static int carry_out(struct proc_engine *e, uint32_t op, struct core_wire_report
 	case CORE_WIRE_OP_MERGE:
 		proc_pass_owned(e, PROC_MODE_CANDIDATE, &res);
 		note_pass(e, &res);
-		if (e->uffd < 0)
+		if (e->uffd < 0 && !e->kernel)
 			err = -ENOSYS;
 		break;
 	case CORE_WIRE_OP_UNMERGE:

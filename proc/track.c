@@ -276,5 +276,7 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 		if (!present && !changed && !something_waits(e, k))
 			return false;
 	}
+	if (e->kernel)
+		scan_kernel_see(e, look);
 	return true;
 }

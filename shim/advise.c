@@ -270,9 +270,14 @@ ssize_t shim_process_advise(int pidfd, const struct iovec *iov, size_t count, in
 	ssize_t done = 0;
 	size_t i;
 
-	/* A pointer that is not one, odd flags: the kernel has the answer. */
+	/*
+	 * A pointer that is not one, odd flags: the kernel has the answer. So it has where it
+	 * takes no such advice (before Linux 6.13): it says so for no ranges as well.
+	 */
 	if (!shim_is_ready() || !destructive(advice) || flags != 0 || count == 0 || count > 1024 ||
-	    !pidfd_is_self(pidfd))
+	    !pidfd_is_self(pidfd) ||
+	    (advice != SHIM_MADV_MERGE &&
+	     sys_raw(SYS_process_madvise, pidfd, iov, 0, advice, 0) < 0))
 		return sys_raw(SYS_process_madvise, pidfd, iov, count, advice, flags);
 	for (i = 0; i < count; i++) {
 		struct iovec one, to = { &one, sizeof(one) };

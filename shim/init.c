@@ -12,6 +12,7 @@
  * SAMEPAGE_DOMAIN, SAMEPAGE_SOCKET   as samepage_open()
  * SAMEPAGE_SCOPE                     "all" (default): everything owned; "advised":
  *                                    what the program asked MADV_MERGEABLE for
+ * SAMEPAGE_PRIMITIVE                 what merges: auto, kernel, remap (proc/kernel.h)
  * SAMEPAGE_MERGE_ANY, SAMEPAGE_KSM   inherit.c, prctl.c
  * SAMEPAGE_DATA                      data.c
  * SAMEPAGE_FAULT                     sys/fault.h
@@ -78,7 +79,27 @@ static bool scan_settings(struct core_scan_config *c)
 	return !(c->flags & CORE_SCAN_OFF);
 }
 
-static int start_engine(void)
+/*
+ * What merges, for good: who uses the kernel's has no bit in his coredump_filter for store
+ * mappings, so none may come in its place later.
+ */
+static int choose_primitive(enum proc_primitive *primitive)
+{
+	int ret = proc_primitive_parse(getenv("SAMEPAGE_PRIMITIVE"), primitive);
+
+	if (ret < 0 || *primitive == PROC_PRIMITIVE_REMAP)
+		return ret;
+	if (proc_kernel_available()) {
+		*primitive = PROC_PRIMITIVE_KERNEL;
+		return 0;
+	}
+	if (*primitive == PROC_PRIMITIVE_KERNEL)
+		return -ENOSYS;
+	*primitive = PROC_PRIMITIVE_REMAP;
+	return 0;
+}
+
+static int start_engine(enum proc_primitive primitive)
 {
 	const char *domain = getenv("SAMEPAGE_DOMAIN"), *scope = getenv("SAMEPAGE_SCOPE");
 	struct proc_engine_params params = { .owned_only = true, .connect_later = true };
@@ -89,8 +110,10 @@ static int start_engine(void)
 		params.advised_only = true;
 	else if (scope && *scope && strcmp(scope, "all") != 0)
 		return -EINVAL;
-	ret = proc_link_broker_new(&params.link, getenv("SAMEPAGE_SOCKET"),
-				   domain && *domain ? domain : "default");
+	params.primitive = primitive;
+	domain = domain && *domain ? domain : "default";
+	params.scope = proc_scope_of(domain);
+	ret = proc_link_broker_new(&params.link, getenv("SAMEPAGE_SOCKET"), domain);
 	if (ret < 0)
 		return ret;
 	ret = proc_engine_new(&engine, &params, scan_settings(&scan) ? &scan : NULL);
@@ -124,13 +147,20 @@ static void dump_merged(void)
 static void start(void)
 {
 	struct core_scan_config scan;
+	enum proc_primitive primitive;
 	int ret = sys_fault_from_env();
 
 	if (ret < 0) {
 		complain("SAMEPAGE_FAULT", ret);
 		return;
 	}
-	dump_merged();
+	ret = choose_primitive(&primitive);
+	if (ret < 0) {
+		complain("SAMEPAGE_PRIMITIVE", ret);
+		return;
+	}
+	if (primitive == PROC_PRIMITIVE_REMAP)
+		dump_merged();
 	proc_mem_set_before_pass(shim_heap_refresh);
 	proc_fork_revive_at_once(true);
 	ret = proc_fork_install();
@@ -144,7 +174,7 @@ static void start(void)
 	if (scan_settings(&scan))
 		shim_data_start();
 	atomic_store_explicit(&shim_ready, true, memory_order_release);
-	ret = start_engine();
+	ret = start_engine(primitive);
 	if (ret < 0) {
 		atomic_store_explicit(&shim_ready, false, memory_order_release);
 		complain("no engine", ret);

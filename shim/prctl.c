@@ -38,6 +38,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 
+#include "proc/engine.h"
 #include "proc/mem.h"
 #include "sys/maps.h"
 #include "sys/raw.h"
@@ -96,6 +97,11 @@ int shim_unregister(uint64_t start, uint64_t end)
 {
 	int ret = proc_mem_maybe_merged(start, end) ? proc_mem_unmerge(start, end, NULL) : 0;
 
+	if (ret == 0 && proc_engine_kernel(shim_engine())) {
+		ret = proc_kernel_unmerge(start, end);
+		if (ret == -ENOMEM && proc_mem_has_gap(start, end))
+			ret = 0;
+	}
 	if (ret < 0)
 		return ret;
 	proc_mem_own_attr(start, end, PROC_OWN_REFUSED, PROC_OWN_ADVISED);

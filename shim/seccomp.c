@@ -311,6 +311,8 @@ void shim_filter_coming(const void *program)
 {
 	const struct call thread = { SYS_clone, true, THREAD_FLAGS }, copy = { SYS_clone, true, 0 };
 	const struct call ask_pid = { .nr = SYS_getpid };
+	const struct call scope = { SYS_prctl, true, SYS_PR_SET_MEMORY_MERGE_SCOPE };
+	const struct call ask_scope = { SYS_prctl, true, SYS_PR_GET_MEMORY_MERGE_SCOPE };
 	struct reading *r;
 
 	if (!shim_is_ready())
@@ -324,7 +326,9 @@ void shim_filter_coming(const void *program)
 	/* One that cannot be read is not a filter to the kernel either. */
 	if (read_program(r, program)) {
 		if (harms_any(r, vital, COUNT(vital), true) ||
-		    harms_any(r, starting, COUNT(starting), false) || harms(r, &thread, false))
+		    harms_any(r, starting, COUNT(starting), false) || harms(r, &thread, false) ||
+		    (proc_engine_kernel(shim_engine()) &&
+		     (harms(r, &scope, false) || harms(r, &ask_scope, false))))
 			step_back(!harms(r, &ask_pid, true));
 		else if (harms_any(r, pin_test, COUNT(pin_test), true) || harms(r, &copy, true))
 			proc_engine_without_fork();

@@ -20,6 +20,7 @@
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 
+#include "sys/ksm.h"
 #include "sys/maps.h"
 #include "sys/probe.h"
 #include "sys/raw.h"
@@ -243,8 +244,32 @@ static void probe_memory(struct sys_features *f)
 		f->cap_sys_admin = has_capability(CAP_SYS_ADMIN) && try_frame_number(fd, page);
 		sys->close(fd);
 	}
-	f->madv_merge = sys->madvise(page, bytes, SYS_MADV_MERGE) >= 0;
 	unmap_page(page);
+}
+
+/* MADV_MERGE --------------------------------------------------------------------- */
+
+/*
+ * By an empty range: the kernel says whether it knows the advice before it looks at the
+ * length, in every version. A page of ours would become a candidate in the scope that the
+ * process has by default, and stand in the way of choosing another. Somebody else's kernel
+ * may come to mean something else by the number: hence the other two, which are ours alone.
+ */
+void sys_probe_merge(struct sys_features *f)
+{
+	struct sys_ksm_stat stat;
+	uint64_t cookie;
+	int fd = sys_ksm_stat_open();
+
+	f->madv_merge = sys->merge(NULL, 0) == 0;
+	f->merge_scope = sys->merge_scope_get(&cookie) >= 0;
+	f->merge_counts = fd >= 0 && sys_ksm_stat_read(fd, &stat) == 0;
+	close_if_open(fd);
+}
+
+bool sys_probe_kernel_merges(const struct sys_features *f)
+{
+	return f->madv_merge && f->merge_scope && f->merge_counts;
 }
 
 /* memfds ------------------------------------------------------------------------ */
@@ -356,6 +381,7 @@ void sys_probe(struct sys_features *f)
 	memset(f, 0, sizeof(*f));
 	probe_system(f);
 	probe_memory(f);
+	sys_probe_merge(f);
 	probe_memfd(f);
 	probe_uffd(f);
 }

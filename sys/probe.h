@@ -24,7 +24,9 @@ struct sys_features {
 	bool memfd_lease;       /* leases tell whether a memfd is in use */
 	bool close_range_unshare; /* 5.9 */
 	bool populate;          /* MADV_POPULATE_READ/WRITE (5.14) */
-	bool madv_merge;        /* our kernel series, or the RFC */
+	bool madv_merge;        /* madvise(MADV_MERGE): our kernel series, or the RFC */
+	bool merge_scope;       /* and strangers' pages are kept apart: our series */
+	bool merge_counts;      /* and ksm_stat says what became of the pages: our series */
 	bool pidfd;             /* pidfd_open (5.3) */
 	bool cap_sys_ptrace;
 	bool cap_sys_admin;     /* page frame numbers in pagemap */
@@ -41,5 +43,9 @@ struct sys_features {
 void sys_probe(struct sys_features *f);
 /* Can this process freeze memory against every writer? 0 or the errno that says why not. */
 int sys_probe_can_freeze(const struct sys_features *f);
+/* Just what concerns MADV_MERGE; the rest of *f stays as it is. */
+void sys_probe_merge(struct sys_features *f);
+/* Can the kernel's own merging take the place of ours? */
+bool sys_probe_kernel_merges(const struct sys_features *f);
 
 #endif

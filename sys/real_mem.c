@@ -148,3 +148,18 @@ int sys_real_lease_try(int fd)
 	sys_raw(__NR_fcntl, fd, F_SETLEASE, F_UNLCK);
 	return 1;
 }
+
+int sys_real_merge(void *addr, size_t bytes)
+{
+	return (int)sys_raw(__NR_madvise, addr, bytes, SYS_MADV_MERGE);
+}
+
+int sys_real_merge_scope_set(unsigned op, uint64_t cookie)
+{
+	return (int)sys_raw(__NR_prctl, SYS_PR_SET_MEMORY_MERGE_SCOPE, op, cookie, 0, 0);
+}
+
+int sys_real_merge_scope_get(uint64_t *cookie)
+{
+	return (int)sys_raw(__NR_prctl, SYS_PR_GET_MEMORY_MERGE_SCOPE, cookie, 0, 0, 0);
+}

@@ -107,7 +107,11 @@ struct sys_peer {
 	X(ssize_t, pwrite, (int fd, const void *buf, size_t bytes, off_t off), (fd, buf, bytes, off)) \
 	/* nonblocking, close-on-exec; room for `pages` buffers if the kernel grants it */        \
 	X(int, pipe, (int fd[2], unsigned pages), (fd, pages)) /* how many it has */               \
-	X(ssize_t, vmsplice, (int fd, const void *addr, size_t bytes), (fd, addr, bytes))
+	X(ssize_t, vmsplice, (int fd, const void *addr, size_t bytes), (fd, addr, bytes))         \
+	/* madvise(MADV_MERGE); the scope of what this process merges with (sys/ksm.h) */         \
+	X(int, merge, (void *addr, size_t bytes), (addr, bytes))                                   \
+	X(int, merge_scope_set, (unsigned op, uint64_t cookie), (op, cookie))                      \
+	X(int, merge_scope_get, (uint64_t *cookie), (cookie)) /* the op */
 
 struct sys_ops {
 #define SYS_OPS_MEMBER(ret, name, params, args) ret(*name) params;

@@ -117,6 +117,13 @@ struct sys_procmap_query {
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
-#define SYS_MADV_MERGE 26 /* SKSM RFC, February 2025 */
+
+/* MADV_MERGE and merge scopes: our kernel series (kernel/); the number is the SKSM RFC's --- */
+
+#define SYS_MADV_MERGE 26
+#define SYS_PR_SET_MEMORY_MERGE_SCOPE 0x4b534d53
+#define SYS_PR_GET_MEMORY_MERGE_SCOPE 0x4b534d54
+#define SYS_PR_MEMORY_MERGE_SCOPE_GLOBAL 0
+#define SYS_PR_MEMORY_MERGE_SCOPE_USER 1
 
 #endif

@@ -69,7 +69,7 @@ static void unmerge(size_t first, size_t n)
 
 static void set_up(void)
 {
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	mem = pt_map(N);
 	for (size_t i = 0; i < N; i++)
@@ -181,7 +181,7 @@ static void many_runs(void **state)
 	for (size_t i = 0; i < pages; i++)
 		pt_fill_page(p + i * pt_page(), 2, mixed(i));
 	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, NULL), 0);
-	assert_true(pt_vma_count() > vmas + 100);
+	assert_true(pt_kernel_merges() || pt_vma_count() > vmas + 100);
 	assert_int_equal(samepage_discard(sp, p + pt_page(), (pages - 2) * pt_page()), 0);
 	assert_true(pt_is_zero(p + pt_page(), pages - 2));
 	assert_true(pt_page_is(p, 2, 0));
@@ -241,6 +241,9 @@ static void dontneed_by_hand(void **state)
 	merge(0, N);
 	memset(at(3), 0x44, 5 * pt_page());
 	assert_int_equal(madvise(mem, N * pt_page(), MADV_DONTNEED), 0);
+	/* What the kernel merged is zeros, as without us. */
+	for (size_t i = 0; i < N && pt_kernel_merges(); i++)
+		want[i] = ZERO;
 	assert_true(as_wanted());
 	discard(0, N);
 	assert_true(as_wanted());
@@ -269,7 +272,7 @@ static void unmapped_and_mapped(void **state)
 	write_pages(20, 30);
 	merge(0, N);
 	assert_true(as_wanted());
-	assert_int_equal(pt_file_pages(at(20), 30), 30);
+	assert_int_equal(pt_store_pages(at(20), 30), 30);
 	tear_down();
 }
 

@@ -444,7 +444,8 @@ static void every_call_refused(void **state)
 	struct run count = { 0 };
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	counts = mmap(NULL, (SYS_FAULT_COUNT + 1) * sizeof(*counts), RW, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);
 	assert_true(counts != MAP_FAILED);

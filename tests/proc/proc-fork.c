@@ -23,7 +23,7 @@ static char *data, *twin; /* known content, never written by the parent meanwhil
 
 static void set_up(void)
 {
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	data = pt_map(PAGES);
 	twin = pt_map(PAGES);

@@ -53,7 +53,8 @@ static void bytes_and_flags(void **state)
 	char *p;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	p = merged(1);
 	pt_fill_page(p + 5 * pt_page(), 2, 5);
@@ -116,7 +117,8 @@ static void no_write_is_lost(void **state)
 	char *p;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	for (unsigned turn = 0; turn < 20; turn++) {
 		sp = pt_open();
 		p = merged(3 + turn);
@@ -159,7 +161,8 @@ static void pinned_pages_stay(void **state)
 	int file;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	pt_skip_unless_root();
 	sp = pt_open();
 	p = merged(50);
@@ -197,7 +200,8 @@ static void without_fork(void **state)
 	char *p;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 	proc_engine_without_fork();
 	p = merged(60);

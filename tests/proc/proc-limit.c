@@ -218,7 +218,8 @@ static void need(void)
 {
 	int64_t max = sys_read_number("/proc/sys/vm/max_map_count");
 
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
+	pt_skip_unless_can_merge();
 	if (PT_SANITIZED)
 		SKIP("the sanitizer's runtime needs mappings of its own, and gives up without");
 	if (max < 20000 || max > 300000)

@@ -30,7 +30,7 @@ static int close_handle(void **state)
 
 static void need(void)
 {
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	sp = pt_open();
 }
 
@@ -66,7 +66,7 @@ static void twins_share_frames(void **state)
 	r = merge(a, N);
 	assert_true(pt_complete(&r));
 	assert_int_equal(r.pages_looked, N);
-	assert_int_equal(r.pages_promoted, r.pages_merged);
+	assert_true(pt_kernel_merges() || r.pages_promoted == r.pages_merged);
 	r = merge(b, N);
 	assert_true(pt_complete(&r));
 	assert_int_equal(r.pages_promoted, 0);
@@ -92,7 +92,8 @@ static void equal_pages_of_one_range_share(void **state)
 	r = merge(a, N);
 	assert_true(pt_complete(&r));
 	assert_true(r.pages_promoted <= N / 3 + 1);
-	for (size_t i = 4; i < N; i += 3)
+	/* The kernel lets 256 share one (max_page_sharing), then begins another. */
+	for (size_t i = 4; i < N && !pt_kernel_merges(); i += 3)
 		assert_int_equal(pt_same_frames(at(a, 1), at(a, i), 1), 1);
 	for (size_t i = 0; i < N; i++)
 		assert_true(pt_page_is(at(a, i), 2, i % 3 ? 0 : i));
@@ -139,12 +140,16 @@ static void zero_pages_are_given_back(void **state)
 	merge(a, 1); /* so that the staging area is there */
 	vmas = pt_vma_count();
 	r = merge(a, N);
-	assert_int_equal(r.pages_zeroed, N - 1);
-	assert_int_equal(r.pages_looked, N - 1);
+	if (!pt_kernel_merges()) {
+		assert_int_equal(r.pages_zeroed, N - 1);
+		assert_int_equal(r.pages_looked, N - 1);
+	}
+	assert_true(r.pages_zeroed >= N - 1);
 	assert_int_equal(r.pages_merged + r.pages_promoted + r.runs, 0);
 	assert_int_equal(r.vmas_added, 0);
 	assert_int_equal(pt_vma_count(), vmas);
-	for (size_t i = 0; i < N; i++)
+	/* Given back, or mapped to the zero page by the kernel. */
+	for (size_t i = 0; i < N && !pt_kernel_merges(); i++)
 		assert_false(pt_pagemap(at(a, i)) & PT_PM_PRESENT);
 	assert_true(pt_is_zero(a, N));
 	zero = pt_zero_pfn();
@@ -152,11 +157,12 @@ static void zero_pages_are_given_back(void **state)
 		assert_int_equal(pt_pfn(at(a, i)), zero);
 	/* Pages that read as the zero page are not looked at again. */
 	r = merge(a, N);
-	assert_int_equal(r.pages_looked, 0);
+	assert_int_equal(r.pages_looked, r.pages_already);
+	assert_true(pt_kernel_merges() || r.pages_looked == 0);
 	for (size_t i = 0; i < N; i += 7)
 		*at(a, i) = 1;
 	r = merge(a, N);
-	assert_int_equal(r.pages_looked, (N + 6) / 7);
+	assert_int_equal(r.pages_looked - r.pages_already, (N + 6) / 7);
 	assert_int_equal(r.pages_merged, (N + 6) / 7);
 	pt_unmap(a, N);
 }
@@ -202,7 +208,10 @@ static void second_call_finds_them_merged(void **state)
 	again = merge(a, N);
 	assert_int_equal(again.pages_already, r.pages_merged - 1);
 	/* Written since: again only on the caller's word (proc-still has more of it). */
-	assert_int_equal(again.pages_declined[SAMEPAGE_REASON_WRITABLE], 1);
+	if (pt_kernel_merges())
+		assert_int_equal(again.pages_merged, 1);
+	else
+		assert_int_equal(again.pages_declined[SAMEPAGE_REASON_WRITABLE], 1);
 	pt_unmap(a, N);
 }
 
@@ -310,7 +319,11 @@ static void unmerge_changes_no_byte(void **state)
 	assert_int_equal(pt_differs(a, N, 8), -1);
 	assert_int_equal(pt_differs(b, N, 8), -1);
 	assert_int_equal(samepage_stats(sp, &st, sizeof(st)), 0);
-	assert_int_equal(st.pages_sharing, pt_file_pages(a, N) + pt_file_pages(b, N));
+	/* The kernel notices late what was unmapped or discarded. */
+	if (pt_kernel_merges())
+		assert_true(st.pages_sharing >= pt_file_pages(a, N) + pt_file_pages(b, N));
+	else
+		assert_int_equal(st.pages_sharing, pt_file_pages(a, N) + pt_file_pages(b, N));
 	assert_int_equal(samepage_unmerge(sp, a, N * pt_page()), 0);
 	assert_int_equal(samepage_unmerge(sp, a, N * pt_page()), 0);
 	assert_int_equal(pt_file_pages(a, N), 0);
@@ -325,7 +338,8 @@ static void a_full_store_says_quota(void **state)
 	struct samepage_result r;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap(); /* the kernel needs no store */
+	pt_skip_unless_can_merge();
 	sp = pt_open_sized(100 * pt_page());
 	a = pt_map(N);
 	pt_fill(a, N, 9);

@@ -67,7 +67,7 @@ static int measure(void *arg)
 static void sixteen_bytes_a_page(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	pt_skip_unless_root();
 	assert_int_equal(pt_child(measure, NULL, 200), 0);
 }
@@ -104,7 +104,7 @@ static int open_and_close(void *arg)
 static void nothing_is_left_behind(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	assert_int_equal(pt_child(open_and_close, NULL, 100), 0);
 }
 

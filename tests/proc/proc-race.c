@@ -361,7 +361,7 @@ static void no_write_is_lost(void **state)
 	unsigned n = 0;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	region = pt_map(PAGES);
 	for (size_t p = 0; p < PAGES; p++)
 		for (size_t w = 0; is_word_page(p) && w < words_a_page(); w++)

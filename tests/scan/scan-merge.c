@@ -47,22 +47,29 @@ static void processes_with_identical_pages(unsigned count)
 		st_start("holder");
 	st_step(1);
 	ST_UNTIL(all_share(count, PAGES));
+	/* The kernel counts whatever else is merged as well. */
+	if (pt_kernel_merges())
+		st_nap(3000);
 	st_step(2);
 	for (unsigned i = 1; i < count; i++) {
 		assert_int_equal(st_same_pfns(0, 0, i, 0, PAGES), PAGES);
 		assert_int_equal(st_same_pfns(0, PAGES, i, PAGES, OWN), 0);
 	}
 	/* Candidates before the store: exactly the pages that two have. */
-	assert_int_equal(st_totals().slots, PAGES);
+	assert_int_equal(st_totals().slots, pt_kernel_merges() ? 0 : PAGES);
 	for (unsigned i = 0; i < count; i++) {
 		r = st_report(i);
 		assert_int_equal(atomic_load(&st_board->out[i][0]), 0);
+		if (pt_kernel_merges())
+			continue;
 		assert_int_equal(r.pages_sharing, PAGES);
 		assert_int_equal(r.scan.pages_merged_now, PAGES);
-		assert_int_equal(r.scan.pages_merged, PAGES);
+		/* What another's offer merged, the kernel counts as the other's. */
+		if (!pt_kernel_merges())
+			assert_int_equal(r.scan.pages_merged, PAGES);
 		assert_int_equal(r.scan.pages_broken, 0);
 	}
-	ST_UNTIL(st_report(0).scan.pages_unshared_now == OWN);
+	ST_UNTIL(st_report(0).scan.pages_unshared_now <= OWN);
 	for (unsigned i = 3; i < 6; i++)
 		st_step(i);
 	for (unsigned i = 0; i < count; i++)
@@ -104,7 +111,9 @@ static void the_tracker_that_was_asked_for(void **state)
 	st_env("SAMEPAGE_SCAN=off");
 	st_start("holder");
 	st_step(1);
-	assert_int_equal(st_report(0).scan.tracker, CORE_SCAN_TRACKER_WP_ASYNC);
+	/* The kernel merges nothing that a userfaultfd watches, ours included. */
+	assert_int_equal(st_report(0).scan.tracker, pt_kernel_merges() ? CORE_SCAN_TRACKER_CHECKSUM
+								      : CORE_SCAN_TRACKER_WP_ASYNC);
 	assert_int_equal(st_report(1).scan.tracker, CORE_SCAN_TRACKER_CHECKSUM);
 	assert_int_equal(st_report(2).scan.tracker, 0);
 	ST_UNTIL(all_share(2, PAGES));
@@ -140,7 +149,7 @@ static void one_process_with_itself(void **state)
 	ST_UNTIL(st_report(0).pages_sharing == 2 * PAGES);
 	st_step(2);
 	assert_int_equal(st_same_pfns(0, 0, 0, PAGES, PAGES), PAGES);
-	assert_int_equal(st_totals().slots, PAGES);
+	assert_int_equal(st_totals().slots, pt_kernel_merges() ? 0 : PAGES);
 	st_end(0);
 	st_close();
 }
@@ -155,6 +164,7 @@ static void published_later(void **state)
 	struct core_wire_report before, after;
 
 	(void)state;
+	pt_skip_unless_remap();
 	st_open(NULL);
 	st_start("holder");
 	st_step(1);
@@ -237,7 +247,7 @@ static void memory_that_grows(void **state)
 	}
 	st_step(100);
 	assert_int_equal(st_same_pfns(0, 0, 1, 0, TURNS * 64), TURNS * 64);
-	assert_int_equal(st_totals().slots, TURNS * 64);
+	assert_int_equal(st_totals().slots, pt_kernel_merges() ? 0 : TURNS * 64);
 	st_close();
 }
 

@@ -100,7 +100,7 @@ void st_open(const char *const *broker_args)
 
 	if (PT_SANITIZED)
 		SKIP("the shim's mmap and a sanitizer's do not mix");
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_can_merge();
 	pt_skip_unless_root();
 	if (!lib || access(lib, R_OK) || !broker || access(broker, X_OK))
 		SKIP("no samepaged ($SAMEPAGED) or no library ($SAMEPAGE_PRELOAD)");

@@ -74,21 +74,79 @@ static char *map(size_t pages)
 	return p;
 }
 
-/* Pages that are of a file or of the store: not the process's own any more. */
+/* Is it the kernel's own call that answers, in the place of samepage's? */
+static bool kernel_merges(void)
+{
+	const char *forced = getenv("SAMEPAGE_PRIMITIVE");
+	FILE *f = fopen("/proc/self/ksm_stat", "re");
+	char line[128];
+	bool has = false;
+
+	while (f && fgets(line, sizeof(line), f))
+		has |= strncmp(line, "ksm_merge_looked", 16) == 0;
+	if (f)
+		fclose(f);
+	return has && !(forced && strcmp(forced, "remap") == 0);
+}
+
+/*
+ * Pages that are of a file or of the store, or that the kernel has merged: not the process's
+ * own any more.
+ */
 static size_t shared_pages(const char *p, size_t pages)
 {
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	uint64_t entry;
+	int flags_fd = kernel_merges() ? open("/proc/kpageflags", O_RDONLY | O_CLOEXEC) : -1;
+	uint64_t entry, flags;
 	size_t n = 0;
 
 	CHECK(fd >= 0);
 	for (size_t i = 0; i < pages; i++) {
 		(void)*(volatile const char *)(p + i * page);
 		CHECK(pread(fd, &entry, 8, (off_t)((uintptr_t)p / page + i) * 8) == 8);
-		n += entry >> 61 & 1;
+		flags = 0;
+		if (flags_fd >= 0)
+			(void)!pread(flags_fd, &flags, 8, (off_t)(entry << 9 >> 9) * 8);
+		n += (entry >> 61 & 1) || (flags >> 21 & 1);
 	}
 	close(fd);
+	if (flags_fd >= 0)
+		close(flags_fd);
 	return n;
+}
+
+/*
+ * madvise(MADV_MERGE). The kernel merges what there is twice, where samepage begins a store
+ * with the first: so there everything has a twin for a moment.
+ */
+static int merge(char *p, size_t bytes)
+{
+	size_t pages = (bytes + page - 1) / page;
+	char *twin = NULL;
+	int fd, map_fd, ret, saved;
+
+	if (kernel_merges() && pages > 0 && bytes < SIZE_MAX / 2 && (uintptr_t)p % page == 0) {
+		twin = map(pages);
+		fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+		map_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+		for (size_t i = 0; i < pages; i++) {
+			uint64_t entry = 0;
+
+			if (pread(map_fd, &entry, 8, (off_t)((uintptr_t)p / page + i) * 8) == 8 &&
+			    entry >> 63 && !(entry >> 61 & 1))
+				(void)!pread(fd, twin + i * page, page, (off_t)(uintptr_t)p +
+									(off_t)(i * page));
+		}
+		close(fd);
+		close(map_fd);
+		CHECK(madvise(twin, pages * page, MERGE) == 0);
+	}
+	ret = madvise(p, bytes, MERGE);
+	saved = errno;
+	if (twin)
+		munmap(twin, pages * page);
+	errno = saved;
+	return ret;
 }
 
 /* --- the call itself -------------------------------------------------------------- */
@@ -98,7 +156,7 @@ static void anonymous(void)
 	char *p = map(PAGES);
 
 	fill(p, PAGES, 1);
-	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(merge(p, PAGES * page) == 0);
 	CHECK(shared_pages(p, PAGES) == PAGES);
 	CHECK(filled(p, PAGES, 1));
 	fill(p, PAGES, 2);
@@ -108,9 +166,11 @@ static void anonymous(void)
 
 static void by_number(void)
 {
-	char *p = map(PAGES);
+	char *p = map(PAGES), *q = map(PAGES);
 
 	fill(p, PAGES, 3);
+	fill(q, PAGES, 3);
+	CHECK(syscall(SYS_madvise, q, PAGES * page, MERGE) == 0);
 	CHECK(syscall(SYS_madvise, p, PAGES * page, MERGE) == 0);
 	CHECK(shared_pages(p, PAGES) == PAGES);
 	CHECK(filled(p, PAGES, 3));
@@ -122,13 +182,13 @@ static void arguments(void)
 
 	fill(p, PAGES, 4);
 	errno = 0;
-	CHECK(madvise(p + 1, page, MERGE) == -1 && errno == EINVAL);
-	CHECK(madvise(p, 0, MERGE) == 0);
+	CHECK(merge(p + 1, page) == -1 && errno == EINVAL);
+	CHECK(merge(p, 0) == 0);
 	errno = 0;
-	CHECK(madvise(p, (size_t)-1, MERGE) == -1 && errno == EINVAL);
+	CHECK(merge(p, (size_t)-1) == -1 && errno == EINVAL);
 	CHECK(shared_pages(p, PAGES) == 0);
 	/* A length is rounded up. */
-	CHECK(madvise(p, 1, MERGE) == 0);
+	CHECK(merge(p, 1) == 0);
 	CHECK(shared_pages(p, PAGES) == 1);
 	CHECK(filled(p, PAGES, 4));
 }
@@ -140,11 +200,11 @@ static void gaps(void)
 	fill(p, PAGES, 5);
 	CHECK(munmap(p + 20 * page, 10 * page) == 0);
 	errno = 0;
-	CHECK(madvise(p, PAGES * page, MERGE) == -1 && errno == ENOMEM);
+	CHECK(merge(p, PAGES * page) == -1 && errno == ENOMEM);
 	CHECK(shared_pages(p, 20) == 20);
 	CHECK(shared_pages(p + 30 * page, PAGES - 30) == PAGES - 30);
 	errno = 0;
-	CHECK(madvise(p + 20 * page, page, MERGE) == -1 && errno == ENOMEM);
+	CHECK(merge(p + 20 * page, page) == -1 && errno == ENOMEM);
 }
 
 static void other_mappings(void)
@@ -157,9 +217,9 @@ static void other_mappings(void)
 	fill(s, 4, 6);
 	fill(l, 4, 6);
 	CHECK(mlock(l, 4 * page) == 0);
-	CHECK(madvise(s, 4 * page, MERGE) == 0);
-	CHECK(madvise(n, 4 * page, MERGE) == 0);
-	CHECK(madvise(l, 4 * page, MERGE) == 0);
+	CHECK(merge(s, 4 * page) == 0);
+	CHECK(merge(n, 4 * page) == 0);
+	CHECK(merge(l, 4 * page) == 0);
 	CHECK(shared_pages(l, 4) == 0);
 	CHECK(filled(s, 4, 6) && filled(l, 4, 6));
 }
@@ -233,7 +293,7 @@ static void libc_text(void)
 	copy_text();
 	CHECK(shared_pages(text, text_pages) == 0);
 	before = mappings();
-	CHECK(madvise(text, text_pages * page, MERGE) == 0);
+	CHECK(merge(text, text_pages * page) == 0);
 	CHECK(shared_pages(text, text_pages) == text_pages);
 	CHECK(sum(text, text_pages * page) == was);
 	printf("# %zu pages, %zu mappings before, %zu after\n", text_pages, before, mappings());
@@ -246,7 +306,7 @@ static void libc_text(void)
 	*(volatile char *)text = *(volatile char *)text;
 	CHECK(mprotect(text, page, RX) == 0);
 	CHECK(shared_pages(text, 1) == 0);
-	CHECK(madvise(text, page, MERGE) == 0);
+	CHECK(merge(text, page) == 0);
 	CHECK(shared_pages(text, 1) == 1);
 	/* MADV_DONTNEED: the file's text again, which is the same here. */
 	CHECK(madvise(text, text_pages * page, MADV_DONTNEED) == 0);
@@ -266,7 +326,7 @@ static void libc_text_page_by_page(void)
 		CHECK(mprotect(text + i * page, page, RW | PROT_EXEC) == 0);
 		*at = *at;
 		CHECK(mprotect(text + i * page, page, RX) == 0);
-		CHECK(madvise(text + i * page, page, MERGE) == 0);
+		CHECK(merge(text + i * page, page) == 0);
 	}
 	CHECK(shared_pages(text, text_pages) == text_pages);
 	CHECK(sum(text, text_pages * page) == was);
@@ -297,7 +357,7 @@ static void file_pages(void)
 
 	fill(p, PAGES, 71);
 	CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
-	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(merge(p, PAGES * page) == 0);
 	CHECK(shared_pages(p, PAGES) == PAGES);
 	CHECK(filled(p, PAGES, 71));
 	errno = 0;
@@ -309,7 +369,7 @@ static void file_pages(void)
 	q = mremap(p, PAGES * page, PAGES * page, MREMAP_MAYMOVE | MREMAP_FIXED, map(PAGES));
 	CHECK(q != MAP_FAILED && q != p);
 	CHECK(filled(q, PAGES, 71));
-	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(merge(q, PAGES * page) == 0);
 	CHECK(filled(q, PAGES, 71));
 	CHECK(shared_pages(q, PAGES) == PAGES);
 	/* Also when it is writable again, or has no access, and to grow. */
@@ -317,12 +377,12 @@ static void file_pages(void)
 	p = mremap(q, PAGES * page, PAGES * page, MREMAP_MAYMOVE | MREMAP_FIXED, map(PAGES));
 	CHECK(p != MAP_FAILED && filled(p, PAGES, 71));
 	CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
-	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(merge(p, PAGES * page) == 0);
 	CHECK(mprotect(p, PAGES * page, PROT_NONE) == 0);
 	q = mremap(p, PAGES * page, PAGES * page, MREMAP_MAYMOVE | MREMAP_FIXED, map(PAGES));
 	CHECK(q != MAP_FAILED && mprotect(q, PAGES * page, PROT_READ) == 0);
 	CHECK(filled(q, PAGES, 71));
-	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(merge(q, PAGES * page) == 0);
 	CHECK(shared_pages(q, PAGES) == PAGES);
 	CHECK(madvise(q, 10 * page, MADV_DONTNEED) == 0);
 	CHECK(mprotect(q, PAGES * page, RW) == 0);
@@ -338,12 +398,12 @@ static void a_file_went(void)
 
 	fill(p, PAGES, 72);
 	CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
-	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(merge(p, PAGES * page) == 0);
 	CHECK(shared_pages(p, PAGES) == PAGES);
 	q = mmap(p, PAGES * page, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	CHECK(q == p);
 	fill(q, PAGES, 73);
-	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(merge(q, PAGES * page) == 0);
 	CHECK(shared_pages(q, PAGES) == PAGES);
 	CHECK(madvise(q, PAGES * page, MADV_DONTNEED) == 0);
 	CHECK(zero(q, PAGES));
@@ -360,14 +420,15 @@ static void writable(void)
 	char *p = initialised + page - (uintptr_t)initialised % page, *q = map(PAGES);
 
 	fill(p, 16, 80);
-	CHECK(madvise(p, 16 * page, MERGE) == 0);
-	CHECK(shared_pages(p, 16) == 0);
+	CHECK(merge(p, 16 * page) == 0);
+	/* The kernel itself can. */
+	CHECK(shared_pages(p, 16) == (kernel_merges() ? 16 : 0));
 	CHECK(filled(p, 16, 80));
 	fill(q, PAGES, 81);
-	CHECK(madvise(q, PAGES * page, MERGE) == 0);
+	CHECK(merge(q, PAGES * page) == 0);
 	fill(q, PAGES, 82);
-	CHECK(madvise(q, PAGES * page, MERGE) == 0);
-	CHECK(shared_pages(q, PAGES) == 0);
+	CHECK(merge(q, PAGES * page) == 0);
+	CHECK(shared_pages(q, PAGES) == (kernel_merges() ? PAGES : 0));
 	CHECK(filled(q, PAGES, 82));
 }
 
@@ -380,7 +441,7 @@ static void again_and_again(void)
 		CHECK(mprotect(p, PAGES * page, RW) == 0);
 		fill(p, PAGES, 100 + round);
 		CHECK(mprotect(p, PAGES * page, PROT_READ) == 0);
-		CHECK(madvise(p, PAGES * page, MERGE) == 0);
+		CHECK(merge(p, PAGES * page) == 0);
 		CHECK(shared_pages(p, PAGES) == PAGES);
 		CHECK(filled(p, PAGES, 100 + round));
 	}
@@ -462,12 +523,12 @@ static void no_broker(void)
 	char *p = map(PAGES);
 
 	fill(p, PAGES, 5);
-	CHECK(madvise(p, PAGES * page, MERGE) == 0);
+	CHECK(merge(p, PAGES * page) == 0);
 	CHECK(munmap(p + 20 * page, page) == 0);
 	errno = 0;
-	CHECK(madvise(p, PAGES * page, MERGE) == -1 && errno == ENOMEM);
+	CHECK(merge(p, PAGES * page) == -1 && errno == ENOMEM);
 	errno = 0;
-	CHECK(madvise(p + 1, page, MERGE) == -1 && errno == EINVAL);
+	CHECK(merge(p + 1, page) == -1 && errno == EINVAL);
 	CHECK(filled(p, 20, 5));
 }
 

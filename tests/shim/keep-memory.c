@@ -408,7 +408,7 @@ static void *reuse(void *arg)
 		fill(at, pages, turn % 5);
 		if (turn % 7 == 0)
 			nap(60);
-		if (turn % 7 == 0 && !by_malloc && store_pages(at, pages * page))
+		if (turn % 7 == 0 && !by_malloc && merged_pages(at, pages * page))
 			ever_merged++;
 		for (size_t i = 0; i < pages; i++) {
 			fill_page(want, (unsigned)i, turn % 5);

@@ -145,10 +145,10 @@ static void random_order(void)
 			make_twins(step);
 			for (unsigned i = 0; with_samepage() && i < 100; i++) {
 				nap(10);
-				if (store_pages(ARENA, PAGES * page))
+				if (merged_pages(ARENA, PAGES * page))
 					break;
 			}
-			store_seen += store_pages(ARENA, PAGES * page);
+			store_seen += merged_pages(ARENA, PAGES * page);
 			wrong += compare();
 		}
 	}

@@ -89,6 +89,9 @@ static inline intptr_t refused_call(enum sys_fault_point point)
 	case SYS_FAULT_pwrite: return sys->pwrite(BAD_FD, &byte, 1, 0);
 	case SYS_FAULT_pipe: return sys->pipe(BAD_ADDRESS, 1);
 	case SYS_FAULT_vmsplice: return sys->vmsplice(BAD_FD, &byte, 1);
+	case SYS_FAULT_merge: return sys->merge(BAD_ADDRESS, 1);
+	case SYS_FAULT_merge_scope_set: return sys->merge_scope_set(UINT_MAX, 0);
+	case SYS_FAULT_merge_scope_get: return sys->merge_scope_get(BAD_ADDRESS);
 	case SYS_FAULT_inode: return sys->inode(-1, &(uint64_t){ 0 });
 	case SYS_FAULT_NONE:
 	case SYS_FAULT_COUNT: break;

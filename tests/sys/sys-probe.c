@@ -5,6 +5,7 @@
  * would leave mappings, descriptors or a changed thread behind.
  */
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
@@ -18,6 +19,19 @@ static bool works(int fd)
 	if (fd >= 0)
 		close(fd);
 	return fd >= 0;
+}
+
+static bool ksm_stat_has(const char *name)
+{
+	FILE *file = fopen("/proc/self/ksm_stat", "re");
+	char line[128];
+	bool has = false;
+
+	while (file && fgets(line, sizeof(line), file))
+		has |= strncmp(line, name, strlen(name)) == 0;
+	if (file)
+		fclose(file);
+	return has;
 }
 
 static void the_probe_agrees_with_doing_it(void **state)
@@ -47,6 +61,8 @@ static void the_probe_agrees_with_doing_it(void **state)
 	assert_int_equal(f.memfd_noexec_seal, works(memfd_create("x", MFD_CLOEXEC | MFD_NOEXEC_SEAL)));
 	assert_int_equal(f.populate, madvise(page, sys_page_bytes(), MADV_POPULATE_READ) == 0);
 	assert_int_equal(f.madv_merge, madvise(page, sys_page_bytes(), SYS_MADV_MERGE) == 0);
+	assert_int_equal(f.merge_scope, prctl(SYS_PR_GET_MEMORY_MERGE_SCOPE, 0, 0, 0, 0) >= 0);
+	assert_int_equal(f.merge_counts, ksm_stat_has("ksm_merge_looked"));
 	assert_int_equal(f.pidfd, works((int)syscall(SYS_pidfd_open, getpid(), 0)));
 	assert_int_equal(f.ksm, access("/sys/kernel/mm/ksm/run", R_OK) == 0);
 	assert_true(f.max_map_count == sys_read_number("/proc/sys/vm/max_map_count"));
