@@ -77,27 +77,41 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 }
 
 /* False: no memory. */
-static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+static bool add_alike(struct proc_scan *s, uint64_t start, uint64_t end, int prot, uint32_t odd)
 {
-	struct proc_scan *s = r->s;
-	bool run = proc_vma_is_run(v);
 	struct scan_region *last = s->regions ? &s->region[s->regions - 1] : NULL;
-	uint32_t odd = proc_pass_odd_flags(v->flags);
 
-	if (run) {
-		/* Part of the memory around it; by itself it remembers what it came from. */
-		proc_mem_lock_engine();
-		odd = proc_mem_odd(start);
-		proc_mem_unlock_engine();
-	}
-	if (last && last->end == start && last->prot == v->prot && (run || last->odd == odd)) {
+	if (last && last->end == start && last->prot == prot && last->odd == odd) {
 		last->end = end;
 		return true;
 	}
 	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
 		return false;
-	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
+	s->region[s->regions++] = (struct scan_region){ start, end, prot, odd };
 	return true;
+}
+
+/*
+ * What is merged has the advice that it came with, and gets it back at home. The memory before
+ * it may have another (I5).
+ */
+static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+{
+	bool added = true;
+
+	if (!proc_vma_is_run(v))
+		return add_alike(r->s, start, end, v->prot, proc_pass_odd_flags(v->flags));
+	while (added && start < end) {
+		uint64_t until;
+		uint32_t odd;
+
+		proc_mem_lock_engine();
+		until = proc_mem_odd_span(start, end, &odd);
+		proc_mem_unlock_engine();
+		added = add_alike(r->s, start, until, v->prot, odd);
+		start = until;
+	}
+	return added;
 }
 
 /*

@@ -207,8 +207,11 @@ static int replace(const struct proc_piece *p, uint64_t start, uint64_t end, uin
 		err = moved < 0 ? (int)moved : 0;
 	}
 	proc_mem_unmapped();
-	if (err == 0)
+	if (err == 0) {
+		/* The scanner took it for part of what is around it: it reads that anew. */
+		proc_mem_made_fresh(start, end);
 		return 0;
+	}
 	if (!(p->prot & PROT_READ))
 		sys->mprotect((void *)start, bytes, p->prot);
 	sys->munmap((void *)at, bytes);

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Pages that were written since their merge come home, and merge again. If this failed, they
+ * would be apart for ever, whatever they hold, and segments would stay for their sake; or a
+ * program's advice would be lost on the way, or given to memory that never had it (I5).
+ */
+#include "scantest.h"
+
+#include "sys/maps.h"
+
+#define PAGES 600u
+#define SEED 7u
+#define ADVICE (SYS_VMF(dc) | SYS_VMF(dd))
+
+static bool both_share(uint64_t pages)
+{
+	return st_report(0).pages_sharing >= pages && st_report(1).pages_sharing >= pages;
+}
+
+/* Like nothing that anybody else has. */
+static void break_pages(char *p, size_t pages, unsigned self)
+{
+	for (size_t i = 0; i < pages; i++)
+		p[i * pt_page()] += (char)(1 + self);
+}
+
+static void wait_for_home(const char *p, size_t pages)
+{
+	unsigned tries = 0;
+
+	while (st_store_pages(p, pages)) {
+		PT_CHECK(tries++ < ST_LIMIT * 50);
+		st_nap(20);
+	}
+}
+
+static void wait_for_merge(const char *p, size_t pages)
+{
+	unsigned tries = 0;
+
+	while (st_store_pages(p, pages) < pages) {
+		PT_CHECK(tries++ < ST_LIMIT * 50);
+		st_nap(20);
+	}
+}
+
+/* Mappings are read anew when there are others. */
+static void change_mappings(unsigned msec)
+{
+	for (unsigned i = 0; i < msec / 20; i++) {
+		char *q = st_memory(1);
+
+		st_nap(20);
+		pt_unmap(q, 1);
+	}
+}
+
+/* --- advice of a neighbour ------------------------------------------------------ */
+
+#define OWN 64u /* pages of one's own, before those that all have */
+
+static void expect_advice(const char *p, size_t pages, uint64_t flags)
+{
+	for (size_t i = 0; i < pages; i++)
+		PT_CHECK((pt_vm_flags(p + i * pt_page(), NULL) & ADVICE) == flags);
+}
+
+static void advise(char *p, size_t pages)
+{
+	PT_CHECK(madvise(p, pages * pt_page(), MADV_DONTFORK) == 0);
+	PT_CHECK(madvise(p, pages * pt_page(), MADV_DONTDUMP) == 0);
+}
+
+/* The first has advice on what is merged, the second on the memory before it. */
+static void run_neighbours(unsigned self)
+{
+	char *own = st_memory(OWN + PAGES), *p = own + OWN * pt_page();
+	uint64_t mine = self ? ADVICE : 0;
+
+	if (self)
+		advise(own, OWN);
+	else
+		advise(p, PAGES);
+	pt_fill(own, OWN, 100 + self);
+	pt_fill(p, PAGES, SEED);
+	wait_for_merge(p, PAGES);
+	change_mappings(3000);
+	st_did(self, 1);
+	st_wait_step(2);
+	break_pages(p, PAGES, self);
+	wait_for_home(p, PAGES);
+	expect_advice(p, PAGES, ADVICE & ~mine);
+	pt_fill(p, PAGES, SEED);
+	wait_for_merge(p, PAGES);
+	expect_advice(p, PAGES, ADVICE & ~mine);
+	expect_advice(own, OWN, mine);
+	PT_CHECK(pt_differs(p, PAGES, SEED) == -1 && pt_differs(own, OWN, 100 + self) == -1);
+	st_did(self, 2);
+	st_wait_step(3);
+}
+
+static void a_neighbours_advice(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("neighbours");
+	st_start("neighbours");
+	st_step(1);
+	assert_true(both_share(PAGES));
+	st_step(2);
+	st_tell(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
+int main(int argc, char **argv)
+{
+	static const struct st_role roles[] = { { "neighbours", run_neighbours },
+						{ NULL, NULL } };
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_neighbours_advice),
+	};
+
+	return ST_MAIN("scan-home", tests, roles);
+}
