@@ -18,6 +18,8 @@
  *   aside                    -> fresh               -> HASH
  *   merged                   -> broken, level up
  *   broken -> fresh, when it was brought home (anonymous memory again)
+ *   any    -> merged or broken, when it turns out to lie in a mapping of the store (of another
+ *             broker's time, inherited, or merged for a caller)
  *
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
@@ -119,11 +121,15 @@ void core_page_aside(struct core_pages_group *g, unsigned i, const struct core_p
 void core_page_changed(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_home(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_gone(struct core_pages_group *g, unsigned i);
+/* It was to be merged, and lies in a mapping of the store: somebody wrote to it there. */
+void core_page_broken(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 /*
  * When mappings are read anew: those that the store is still mapped for stay, the other
- * merged and broken ones have been given up by the program meanwhile. How many.
+ * merged and broken ones have been given up by the program meanwhile. How many. True: it was
+ * not known to be merged; since when, nobody knows, and the next look tells whether it is
+ * written.
  */
-void core_page_stays(struct core_pages_group *g, unsigned i);
+bool core_page_stays(struct core_pages_group *g, unsigned i, uint32_t now_msec);
 unsigned core_pages_sweep(struct core_pages_group *g);
 /* For how long a fresh page has not changed, as far as eight bits tell. */
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,

@@ -308,10 +308,10 @@ struct proc_piece {
 	bool stopped; /* retreat.c's own */
 };
 /*
- * The same for these, which the scanner watches; what is none any more is passed by, so
- * the array is changed. 0, or the error of one that had to stay.
+ * The same for these, which the scanner watches; what is none any more leaves the array. 0, or
+ * the error of one that had to stay.
  */
-int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n,
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned *n,
 			uint64_t *held_usec); /* how long the program was kept waiting */
 bool proc_retreat_can_fork(void); /* without, nothing that was written comes home */
 

@@ -349,7 +349,7 @@ static bool still_a_run(struct proc_engine *e, const struct proc_piece *p)
 	       v.prot == p->prot && v.end >= p->end;
 }
 
-int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned n,
+int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned *n,
 			uint64_t *held_usec)
 {
 	struct home h = { .e = e, .piece = piece };
@@ -357,9 +357,10 @@ int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigne
 
 	proc_mem_lock_engine();
 	since = sys_now_usec();
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < *n; i++)
 		if (still_a_run(e, &piece[i]))
 			piece[h.n++] = piece[i];
+	*n = h.n;
 	if (h.n > 0) {
 		h.uffd = open_uffd(e);
 		if (h.uffd < 0)

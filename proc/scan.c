@@ -110,6 +110,7 @@ static void start_over(struct proc_engine *e)
 	s->news_published = s->news_twins = 0;
 	s->home_at_usec = 0;
 	s->home_idle = 0;
+	s->home_from = 0;
 	s->wake_usec = s->due_usec = 0;
 }
 

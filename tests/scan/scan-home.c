@@ -114,12 +114,93 @@ static void a_neighbours_advice(void **state)
 	st_close();
 }
 
+/* --- many mappings ---------------------------------------------------------------- */
+
+#define BLOCK 60u
+
+/* The same pages in another order: where these are one run, those are ten. */
+static void fill_blocks(char *p, bool backwards)
+{
+	for (unsigned i = 0; i < PAGES; i++) {
+		unsigned block = i / BLOCK;
+
+		if (backwards)
+			block = PAGES / BLOCK - 1 - block;
+		pt_fill_page(p + i * pt_page(), SEED, block * BLOCK + i % BLOCK);
+	}
+}
+
+static void run_blocks(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	fill_blocks(p, self);
+	st_did(self, 1);
+	for (unsigned step = 2; step < 4; step++) {
+		st_wait_step(step);
+		PT_CHECK(st_store_pages(p, PAGES) == PAGES);
+		break_pages(p, PAGES, self);
+		wait_for_home(p, PAGES);
+		fill_blocks(p, self);
+		wait_for_merge(p, PAGES);
+		st_did(self, step);
+	}
+	st_wait_step(4);
+	for (unsigned i = 0; i < PAGES; i++) {
+		unsigned block = self ? PAGES / BLOCK - 1 - i / BLOCK : i / BLOCK;
+
+		PT_CHECK(pt_page_is(p + i * pt_page(), SEED, block * BLOCK + i % BLOCK));
+	}
+}
+
+static void many_mappings_come_home(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("blocks");
+	st_start("blocks");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_step(2);
+	ST_UNTIL(both_share(PAGES));
+	st_step(3);
+	st_tell(4);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
+/* What was merged is unknown to the scanner, when it begins anew. */
+static void merged_before_the_broker_died(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("blocks");
+	st_start("blocks");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_kill_broker();
+	st_restart_broker(NULL);
+	ST_UNTIL(st_all_connected());
+	st_nap(500);
+	st_step(2);
+	assert_true(st_report(0).scan.homecomings > 0 && st_report(1).scan.homecomings > 0);
+	st_step(3);
+	st_tell(4);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "neighbours", run_neighbours },
+						{ "blocks", run_blocks },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_neighbours_advice),
+		cmocka_unit_test(many_mappings_come_home),
+		cmocka_unit_test(merged_before_the_broker_died),
 	};
 
 	return ST_MAIN("scan-home", tests, roles);

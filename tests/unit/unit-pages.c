@@ -496,6 +496,51 @@ static void test_broken_wraps(void **state)
 	assert_int_equal(sum.broken_msec, 1000);
 }
 
+/* Mappings are read anew: what the store is mapped for, whoever made it, and what not. */
+static void test_swept(void **state)
+{
+	struct core_pages_clock c = at(50000);
+	struct core_pages_group g;
+
+	(void)state;
+	memset(&g, 0, sizeof(g));
+	for (unsigned i = 0; i < 5; i++)
+		assert_int_equal(look(&g, i, 50000, 1, true, true, false), CORE_PAGE_REST);
+	core_page_merged(&g, 0, &c);
+	core_page_merged(&g, 1, &c);
+	core_page_known(&g, 2, true);
+	core_page_broken(&g, 3, &c);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_BROKEN);
+	assert_int_equal(core_page_level(&g, 3), 1);
+	assert_false(core_page_stays(&g, 0, 50000));
+	assert_true(core_page_stays(&g, 2, 50000));
+	assert_false(core_page_stays(&g, 3, 50000));
+	assert_true(core_page_stays(&g, 6, 50000));
+	assert_int_equal(core_pages_sweep(&g), 1);
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_MERGED);
+	assert_int_equal(core_page_state(&g, 1), CORE_PAGE_GONE);
+	assert_int_equal(core_page_state(&g, 2), CORE_PAGE_MERGED);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_BROKEN);
+	assert_int_equal(core_page_state(&g, 4), CORE_PAGE_FRESH);
+	assert_int_equal(core_page_state(&g, 6), CORE_PAGE_MERGED);
+	/* Present: written there. Never hashed, for it cannot be merged. */
+	for (unsigned k = 0; k < 3; k++) {
+		assert_int_equal(look(&g, 2, 50001 + k * 100000, 2 + k, true, false, false),
+				 CORE_PAGE_REST);
+		assert_int_equal(core_page_state(&g, 2), CORE_PAGE_BROKEN);
+		assert_int_equal(look(&g, 3, 50001 + k * 100000, 2 + k, true, true, false),
+				 CORE_PAGE_REST);
+	}
+	/* Not: merged as before. */
+	look(&g, 6, 50001, 2, false, false, false);
+	assert_int_equal(core_page_state(&g, 6), CORE_PAGE_MERGED);
+	/* Brought home. */
+	core_page_home(&g, 3, &c);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_FRESH);
+	/* What is not found again is gone. */
+	assert_int_equal(core_pages_sweep(&g), 3);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -512,6 +557,7 @@ int main(void)
 		cmocka_unit_test(test_wrap),
 		cmocka_unit_test(test_looked_at_late),
 		cmocka_unit_test(test_broken_wraps),
+		cmocka_unit_test(test_swept),
 	};
 
 	return cmocka_run_group_tests_name("unit-pages", tests, NULL, NULL);
