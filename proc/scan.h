@@ -130,6 +130,7 @@ struct proc_scan {
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
 	uint32_t home_pieces; /* at most, at once */
+	uint32_t fork_nsec_page; /* what a fork costs here; 0: not known yet */
 	uint64_t home_from; /* those below have had their turn */
 	uint64_t round; /* of the standing table */
 	struct scan_look look;

@@ -23,6 +23,9 @@
 #define REGIONS_FACTOR 50u /* they are read anew after each (region.c) */
 #define LEAST_PAGES 64u
 #define PART 64u
+/* What a fork may take, and what it takes a page until we know better: 30 ms are 0.5 GiB. */
+#define FORK_MOST_USEC 30000ull
+#define FORK_NSEC_PAGE 230u
 #define IDLE_LATEST 8u /* about ten minutes */
 
 struct gather {
@@ -45,12 +48,35 @@ static bool enough(const struct proc_scan *s, uint64_t *pages)
 	return broken >= LEAST_PAGES && broken * PART >= all;
 }
 
-/* The fork copies the tables of all that the program has, watched or not. */
-static bool worth_a_fork(uint64_t broken)
+/*
+ * The fork copies the tables of all that the program has, watched or not; and while it does,
+ * the program's own calls and faults wait. So there is none where it would take too long.
+ * What was measured is not believed for ever: the machine may have been busy.
+ */
+static bool worth_a_fork(struct proc_scan *s, uint64_t broken, uint64_t *all)
 {
-	int64_t all = sys_anonymous_pages();
+	int64_t pages = sys_anonymous_pages();
 
-	return proc_retreat_can_fork() && all >= 0 && broken * PART >= (uint64_t)all;
+	if (!proc_retreat_can_fork() || pages < 0 || broken * PART < (uint64_t)pages)
+		return false;
+	if (!s->fork_nsec_page)
+		s->fork_nsec_page = FORK_NSEC_PAGE;
+	*all = (uint64_t)pages;
+	if (*all * s->fork_nsec_page <= FORK_MOST_USEC * 1000)
+		return true;
+	if (s->fork_nsec_page > FORK_NSEC_PAGE)
+		s->fork_nsec_page -= (s->fork_nsec_page - FORK_NSEC_PAGE + 3) / 4;
+	return false;
+}
+
+static void note_fork(struct proc_scan *s, uint64_t all, uint64_t usec)
+{
+	uint64_t nsec = all ? usec * 1000 / all : 0;
+
+	if (usec)
+		s->fork_nsec_page = (uint32_t)(nsec < FORK_NSEC_PAGE / 4 ? FORK_NSEC_PAGE / 4
+					       : nsec > UINT32_MAX	 ? UINT32_MAX
+									 : nsec);
 }
 
 /* Each piece lies in one mapping, and not all mappings need to be those of one region. */
@@ -151,12 +177,14 @@ static uint64_t note_piece(struct proc_engine *e, const struct proc_piece *p)
 }
 
 /* How long the program was kept waiting. */
-static uint64_t bring(struct gather *g)
+static uint64_t bring(struct gather *g, uint64_t all)
 {
 	struct proc_scan *s = g->e->scan;
-	uint64_t took = 0, pages = 0;
+	struct proc_retreat_cost cost = { 0 };
+	uint64_t pages = 0;
 
-	(void)proc_retreat_pieces(g->e, g->piece, &g->n, &took);
+	(void)proc_retreat_pieces(g->e, g->piece, &g->n, &cost);
+	note_fork(s, all, cost.fork_usec);
 	for (unsigned i = 0; i < g->n; i++) {
 		if (s->wp)
 			scan_arm(g->e, g->piece[i].start, g->piece[i].end);
@@ -166,7 +194,7 @@ static uint64_t bring(struct gather *g)
 	s->n.homecomings += pages > 0;
 	/* Before that they are not merged. */
 	s->regions_at_usec = 0;
-	return took;
+	return cost.held_usec;
 }
 
 /* How many at once, and when again. */
@@ -194,7 +222,7 @@ void scan_home(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 	struct gather g = { .e = e };
-	uint64_t now = sys_now_usec(), broken, took;
+	uint64_t now = sys_now_usec(), broken, all, took;
 	int64_t room;
 
 	if (!s->home_at_usec)
@@ -205,7 +233,7 @@ void scan_home(struct proc_engine *e)
 	room = (e->vmas_limit / 2 - e->vmas_now) / 2;
 	if (room < 1)
 		return;
-	if (!worth_a_fork(broken)) {
+	if (!worth_a_fork(s, broken, &all)) {
 		s->home_at_usec = now + SCAN_HOME_USEC;
 		return;
 	}
@@ -215,7 +243,7 @@ void scan_home(struct proc_engine *e)
 	if (!g.piece)
 		return;
 	g.max = room < s->home_pieces ? (unsigned)room : s->home_pieces;
-	took = gather(&g) && g.n ? bring(&g) : 0;
+	took = gather(&g) && g.n ? bring(&g, all) : 0;
 	proc_arena_free(g.piece, PIECES_MOST * sizeof(*g.piece));
 	pace_homecoming(s, now, took, g.full && g.max == s->home_pieces);
 }

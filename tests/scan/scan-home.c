@@ -192,15 +192,59 @@ static void merged_before_the_broker_died(void **state)
 	st_close();
 }
 
+/* --- large programs ----------------------------------------------------------------- */
+
+#define MANY 3500u
+#define LARGE_BYTES (640ull << 20)
+
+/* The first is so large that copying its page tables would be felt. */
+static void run_large(unsigned self)
+{
+	char *p = st_memory(MANY);
+
+	if (self == 0)
+		memset(pt_map(LARGE_BYTES / pt_page()), 1, LARGE_BYTES);
+	pt_fill(p, MANY, SEED);
+	wait_for_merge(p, MANY);
+	st_did(self, 1);
+	st_wait_step(2);
+	break_pages(p, MANY, self);
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(self || st_store_pages(p, MANY) == MANY);
+}
+
+static void a_large_program_is_not_forked(void **state)
+{
+	(void)state;
+	if (sysconf(_SC_AVPHYS_PAGES) < (long)(3 * LARGE_BYTES / pt_page()))
+		SKIP("too little memory");
+	st_open(NULL);
+	st_start("large");
+	st_start("large");
+	st_step(1);
+	st_step(2);
+	ST_UNTIL(st_report(1).scan.homecomings > 0 && st_report(0).scan.pages_broken == MANY);
+	/* All of it; and time for the first one to do the same. */
+	st_nap(5000);
+	assert_int_equal(st_report(0).scan.homecomings, 0);
+	st_tell(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "neighbours", run_neighbours },
 						{ "blocks", run_blocks },
+						{ "large", run_large },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_neighbours_advice),
 		cmocka_unit_test(many_mappings_come_home),
 		cmocka_unit_test(merged_before_the_broker_died),
+		cmocka_unit_test(a_large_program_is_not_forked),
 	};
 
 	return ST_MAIN("scan-home", tests, roles);
