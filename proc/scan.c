@@ -134,10 +134,20 @@ void proc_scan_uffd(struct proc_engine *e, bool wp_async)
 	e->scan->armed_uffd = -1;
 }
 
+/* What is registered is to be known: the program may want to register it itself. */
+static void disarm_all(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	for (uint32_t i = 0; s->wp && i < s->regions; i++)
+		scan_disarm(e, s->region[i].start, s->region[i].end);
+}
+
 void proc_scan_connected(struct proc_engine *e)
 {
 	if (!e->scan)
 		return;
+	disarm_all(e); /* the new settings may be to watch nothing, or in another way */
 	settle(e);
 	if (e->link->paused)
 		e->scan->paused = true;
@@ -151,8 +161,8 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 	e->link->paused = pause;
 	if (!s || s->paused == pause)
 		return;
-	for (uint32_t i = 0; pause && s->wp && i < s->regions; i++)
-		scan_disarm(e, s->region[i].start, s->region[i].end);
+	if (pause)
+		disarm_all(e);
 	s->paused = pause;
 	if (!pause)
 		scan_unwatched(s, 0, UINT64_MAX, e->page_shift);

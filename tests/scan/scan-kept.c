@@ -209,6 +209,55 @@ static void what_is_left_is_not_registered(void **state)
 	st_close();
 }
 
+/* Watched in the time of a broker whose successor wants nothing to be watched, or at once not. */
+static void run_orphan(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, 100 + self);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(pt_vm_flags(p, NULL) & SYS_VMF(uw));
+	st_did(self, 2);
+	st_wait_step(3);
+	atomic_store(&st_board->out[self][0], (pt_vm_flags(p, NULL) & SYS_VMF(uw)) != 0);
+	atomic_store(&st_board->out[self][1], (uint64_t)register_all(p));
+	PT_CHECK(pt_differs(p, PAGES, 100 + self) == -1);
+	st_did(self, 3);
+}
+
+static void watched_before(const char *const *broker_args, const char *own)
+{
+	st_open(NULL);
+	st_env(own);
+	st_start("orphan");
+	st_step(1);
+	ST_UNTIL(st_report(0).scan.pages_unshared_now == PAGES);
+	st_step(2);
+	st_kill_broker();
+	st_restart_broker(broker_args);
+	ST_UNTIL(st_all_connected());
+	if (!broker_args)
+		st_all(CORE_WIRE_OP_PAUSE);
+	st_step(3);
+	assert_int_equal(atomic_load(&st_board->out[0][0]), 0);
+	assert_int_equal(atomic_load(&st_board->out[0][1]), 0);
+	st_end(0);
+	st_close();
+}
+
+static void what_another_broker_does_not_watch(void **state)
+{
+	static const char *const off[] = { "--scan", "off", NULL };
+	static const char *const checksum[] = { "--scan-tracker", "checksum", NULL };
+
+	(void)state;
+	/* Nothing of its own: what the broker says. */
+	watched_before(off, "SAMEPAGE_SCAN=auto");
+	watched_before(checksum, "SAMEPAGE_SCAN=auto");
+	watched_before(NULL, "SAMEPAGE_SCAN=on");
+}
+
 /* --- a registration that nothing told us of ------------------------------------------- */
 
 #if defined(__x86_64__)
@@ -294,12 +343,14 @@ int main(int argc, char **argv)
 	static const struct st_role roles[] = { { "locker", run_locker },
 						{ "told", run_told },
 						{ "leaver", run_leaver },
+						{ "orphan", run_orphan },
 						{ "tracker", run_tracker },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(locked_memory_stays_locked),
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
 		cmocka_unit_test(what_is_left_is_not_registered),
+		cmocka_unit_test(what_another_broker_does_not_watch),
 		cmocka_unit_test(writes_that_the_program_tracks),
 	};
 
