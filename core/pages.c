@@ -72,10 +72,12 @@ static void becomes_broken(struct core_pages_group *g, unsigned i, unsigned leve
 	stamp(g, i, c);
 }
 
-static void note_broken(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c,
-			struct core_pages_sum *sum)
+static void note_broken(struct core_pages_group *g, unsigned i, const struct core_page_seen *seen,
+			const struct core_pages_clock *c, struct core_pages_sum *sum)
 {
-	uint32_t merged_for = c->now_msec - g->tag[i];
+	/* For how long it was seen to be. */
+	uint32_t since_merge = c->now_msec - g->tag[i], unseen = c->now_msec - seen->before_msec;
+	uint32_t merged_for = since_merge > unseen ? since_merge - unseen : 0;
 	bool soon = merged_for < CORE_PAGES_SOON_MSEC;
 
 	sum->broken++;
@@ -114,7 +116,7 @@ static void note_change(struct core_pages_group *g, unsigned i, const struct cor
 		break;
 	case CORE_PAGE_MERGED:
 		/* It is present as a page of its own, whatever the tracker says. */
-		note_broken(g, i, c, sum);
+		note_broken(g, i, seen, c, sum);
 		break;
 	case CORE_PAGE_FRESH:
 	case CORE_PAGE_KNOWN:

@@ -24,7 +24,8 @@
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
  * comes to about as long as the page has been changing; and a merge that is broken soon
- * counts double. A page that keeps changing is thus left alone for longer and longer,
+ * counts double. (When that was is not known exactly: after the last look that saw it whole,
+ * which may be long ago. It counts from there.) A page that keeps changing is thus left alone for longer and longer,
  * and one that was written while its program started is merged soon after.
  *
  * Times are in msec and may wrap around: only differences are used, and for fresh and
@@ -64,6 +65,7 @@ struct core_page_seen {
 	bool present; /* anonymous, not the zero page, not in swap */
 	bool changed; /* since the look before; with blind: not known */
 	bool blind;   /* the tracker cannot tell: hash, and compare with the tag */
+	uint32_t before_msec; /* when it was last looked at to see whether it is present */
 };
 
 enum core_page_want {

@@ -96,7 +96,7 @@ static void note_chunk(struct proc_engine *e, struct scan_chunk *k, uint64_t at,
 	if (!news)
 		return;
 	k->looks = 0;
-	k->due_msec = now;
+	k->due_msec = k->seen_msec = now;
 }
 
 /*

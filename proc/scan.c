@@ -202,6 +202,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
 			.changed = look->seen[i] & SCAN_CHANGED,
+			.before_msec = k->seen_msec,
 			/* News is no reason to hash all again. */
 			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
 		};
@@ -320,6 +321,7 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	}
 	look_at_pages(e, look);
 	note_look(s, look);
+	k->seen_msec = now;
 	k->huge = look->huge_pages > 0;
 	if (look->wanted || k->news)
 		scan_merge(e, look);
