@@ -124,6 +124,8 @@ void proc_scan_forked(struct proc_engine *e)
 	memset(&s->n, 0, sizeof(s->n));
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
+	/* That was said to the parent; what holds for all, the broker says again. */
+	s->paused = e->link->paused = false;
 }
 
 void proc_scan_uffd(struct proc_engine *e, bool wp_async)
