@@ -258,6 +258,80 @@ static void what_another_broker_does_not_watch(void **state)
 	watched_before(NULL, "SAMEPAGE_SCAN=on");
 }
 
+/* --- advice that comes after the mappings were read ------------------------------------ */
+
+#define ADVISED 6u
+#define ADVISED_PAGES 100u
+
+static _Atomic bool churn_ends;
+
+/* Mappings that are nobody's business: so they are read less and less often. */
+static void *churn(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&churn_ends)) {
+		char *p = pt_map(1);
+
+		st_nap(5);
+		pt_unmap(p, 1);
+	}
+	return NULL;
+}
+
+static void run_adviser(unsigned self)
+{
+	const uint64_t flags = SYS_VMF(dc) | SYS_VMF(dd);
+	const size_t bytes = ADVISED_PAGES * pt_page();
+	char *p[ADVISED];
+	pthread_t t;
+
+	for (unsigned i = 0; i < ADVISED; i++) {
+		/* With a page between: each a region of its own. */
+		p[i] = pt_map(ADVISED_PAGES + 1);
+		PT_CHECK(madvise(p[i], bytes, MADV_MERGEABLE) == 0);
+		PT_CHECK(mprotect(p[i] + bytes, pt_page(), PROT_NONE) == 0);
+		pt_fill(p[i], ADVISED_PAGES, 100 + 10 * self + i);
+	}
+	PT_CHECK(!pthread_create(&t, NULL, churn, NULL));
+	st_did(self, 1);
+	for (unsigned i = 0; i < ADVISED; i++) {
+		st_wait_step(2 + i);
+		PT_CHECK(madvise(p[i], bytes, MADV_DONTFORK) == 0);
+		PT_CHECK(madvise(p[i], bytes, MADV_DONTDUMP) == 0);
+		pt_fill(p[i], ADVISED_PAGES, i);
+		for (unsigned n = 0; st_store_pages(p[i], ADVISED_PAGES) < ADVISED_PAGES; n++) {
+			PT_CHECK(n < ST_LIMIT * 50);
+			st_nap(20);
+		}
+		for (unsigned k = 0; k < ADVISED_PAGES; k++)
+			PT_CHECK((pt_vm_flags(p[i] + k * pt_page(), NULL) & flags) == flags);
+		PT_CHECK(pt_differs(p[i], ADVISED_PAGES, i) == -1);
+		st_did(self, 2 + i);
+	}
+	atomic_store(&churn_ends, true);
+	PT_CHECK(!pthread_join(t, NULL));
+}
+
+static void advice_after_the_mappings_were_read(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("adviser");
+	st_start("adviser");
+	st_step(1);
+	for (unsigned i = 0; i < 2; i++)
+		ST_UNTIL(st_report(i).scan.pages_unshared_now == ADVISED * ADVISED_PAGES);
+	/* Until they are read once in 1.6 s only. */
+	st_nap(4000);
+	for (unsigned i = 0; i < ADVISED; i++) {
+		st_step(2 + i);
+		st_nap(i * 230);
+	}
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 /* --- a registration that nothing told us of ------------------------------------------- */
 
 #if defined(__x86_64__)
@@ -344,6 +418,7 @@ int main(int argc, char **argv)
 						{ "told", run_told },
 						{ "leaver", run_leaver },
 						{ "orphan", run_orphan },
+						{ "adviser", run_adviser },
 						{ "tracker", run_tracker },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
@@ -351,6 +426,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
 		cmocka_unit_test(what_is_left_is_not_registered),
 		cmocka_unit_test(what_another_broker_does_not_watch),
+		cmocka_unit_test(advice_after_the_mappings_were_read),
 		cmocka_unit_test(writes_that_the_program_tracks),
 	};
 
