@@ -63,19 +63,27 @@ static void becomes_fresh(struct core_pages_group *g, unsigned i, unsigned level
 	stamp(g, i, c);
 }
 
-static void note_broken(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c,
-			struct core_pages_sum *sum)
+static void becomes_broken(struct core_pages_group *g, unsigned i, unsigned levels,
+			   const struct core_pages_clock *c)
 {
-	uint32_t merged_for = c->now_msec - g->tag[i];
+	set(g, i, CORE_PAGE_BROKEN, level_up(core_page_level(g, i), levels));
+	g->state[i] &= (uint8_t)~REPORTED;
+	g->tag[i] = 0;
+	stamp(g, i, c);
+}
+
+static void note_broken(struct core_pages_group *g, unsigned i, const struct core_page_seen *seen,
+			const struct core_pages_clock *c, struct core_pages_sum *sum)
+{
+	/* For how long it was seen to be. */
+	uint32_t since_merge = c->now_msec - g->tag[i], unseen = c->now_msec - seen->before_msec;
+	uint32_t merged_for = since_merge > unseen ? since_merge - unseen : 0;
 	bool soon = merged_for < CORE_PAGES_SOON_MSEC;
 
 	sum->broken++;
 	sum->broken_soon += soon;
 	sum->broken_msec += merged_for;
-	set(g, i, CORE_PAGE_BROKEN, level_up(core_page_level(g, i), soon ? 2 : 1));
-	g->state[i] &= (uint8_t)~REPORTED;
-	g->tag[i] = 0;
-	stamp(g, i, c);
+	becomes_broken(g, i, soon ? 2 : 1, c);
 }
 
 static void note_wait(struct core_pages_sum *sum, uint32_t msec)
@@ -108,7 +116,7 @@ static void note_change(struct core_pages_group *g, unsigned i, const struct cor
 		break;
 	case CORE_PAGE_MERGED:
 		/* It is present as a page of its own, whatever the tracker says. */
-		note_broken(g, i, c, sum);
+		note_broken(g, i, seen, c, sum);
 		break;
 	case CORE_PAGE_FRESH:
 	case CORE_PAGE_KNOWN:
@@ -213,10 +221,22 @@ static bool is_in_store(const struct core_pages_group *g, unsigned i)
 	return state == CORE_PAGE_MERGED || state == CORE_PAGE_BROKEN;
 }
 
-void core_page_stays(struct core_pages_group *g, unsigned i)
+void core_page_broken(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c)
 {
-	if (is_in_store(g, i))
-		g->state[i] |= REPORTED;
+	becomes_broken(g, i, 1, c);
+}
+
+bool core_page_stays(struct core_pages_group *g, unsigned i, uint32_t now_msec)
+{
+	bool news = !is_in_store(g, i);
+
+	if (news) {
+		set(g, i, CORE_PAGE_MERGED, core_page_level(g, i));
+		/* Not soon, if it was written since. */
+		g->tag[i] = now_msec - CORE_PAGES_SOON_MSEC;
+	}
+	g->state[i] |= REPORTED;
+	return news;
 }
 
 unsigned core_pages_sweep(struct core_pages_group *g)

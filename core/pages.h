@@ -18,11 +18,14 @@
  *   aside                    -> fresh               -> HASH
  *   merged                   -> broken, level up
  *   broken -> fresh, when it was brought home (anonymous memory again)
+ *   any    -> merged or broken, when it turns out to lie in a mapping of the store (of another
+ *             broker's time, inherited, or merged for a caller)
  *
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
  * comes to about as long as the page has been changing; and a merge that is broken soon
- * counts double. A page that keeps changing is thus left alone for longer and longer,
+ * counts double. (When that was is not known exactly: after the last look that saw it whole,
+ * which may be long ago. It counts from there.) A page that keeps changing is thus left alone for longer and longer,
  * and one that was written while its program started is merged soon after.
  *
  * Times are in msec and may wrap around: only differences are used, and for fresh and
@@ -62,6 +65,7 @@ struct core_page_seen {
 	bool present; /* anonymous, not the zero page, not in swap */
 	bool changed; /* since the look before; with blind: not known */
 	bool blind;   /* the tracker cannot tell: hash, and compare with the tag */
+	uint32_t before_msec; /* when it was last looked at to see whether it is present */
 };
 
 enum core_page_want {
@@ -119,11 +123,15 @@ void core_page_aside(struct core_pages_group *g, unsigned i, const struct core_p
 void core_page_changed(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_home(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_gone(struct core_pages_group *g, unsigned i);
+/* It was to be merged, and lies in a mapping of the store: somebody wrote to it there. */
+void core_page_broken(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 /*
  * When mappings are read anew: those that the store is still mapped for stay, the other
- * merged and broken ones have been given up by the program meanwhile. How many.
+ * merged and broken ones have been given up by the program meanwhile. How many. True: it was
+ * not known to be merged; since when, nobody knows, and the next look tells whether it is
+ * written.
  */
-void core_page_stays(struct core_pages_group *g, unsigned i);
+bool core_page_stays(struct core_pages_group *g, unsigned i, uint32_t now_msec);
 unsigned core_pages_sweep(struct core_pages_group *g);
 /* For how long a fresh page has not changed, as far as eight bits tell. */
 uint32_t core_page_still_msec(const struct core_pages_group *g, unsigned i,

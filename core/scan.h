@@ -51,7 +51,7 @@ struct core_scan_counters {
 	uint64_t pages_merged;
 	uint64_t pages_broken;       /* merged by the scanner, then written */
 	uint64_t broken_soon;        /* of these: within 10 s */
-	uint64_t broken_msec;        /* sum over pages_broken: how long merged */
+	uint64_t broken_msec;        /* sum over pages_broken: how long seen merged */
 	uint64_t huge_split;         /* huge pages that were split for merging */
 	uint64_t huge_kept;          /* looks at huge pages in which not enough would merge */
 	uint64_t homecomings;        /* times that broken pages were brought home */

@@ -331,11 +331,15 @@ struct proc_piece {
 	bool stopped; /* retreat.c's own */
 };
 /*
- * The same for these, which the scanner watches; what is none any more is taken out of the
- * array, and *n is how many are left. 0, or the error of one that had to stay.
+ * The same for these, which the scanner watches; what is none any more leaves the array. 0, or
+ * the error of one that had to stay.
  */
+struct proc_retreat_cost {
+	uint64_t held_usec; /* how long the program was kept waiting */
+	uint64_t fork_usec; /* of it for making the child; 0: there was none */
+};
 int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned *n,
-			uint64_t *held_usec); /* how long the program was kept waiting */
+			struct proc_retreat_cost *cost);
 bool proc_retreat_can_fork(void); /* without, nothing that was written comes home */
 
 /* scan.c; all but free and forked on the engine's thread */

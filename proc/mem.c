@@ -510,6 +510,16 @@ uint32_t proc_mem_odd(uint64_t addr)
 	return r && r->start <= addr ? r->attr : 0;
 }
 
+uint64_t proc_mem_odd_span(uint64_t start, uint64_t end, uint32_t *odd)
+{
+	const struct core_range *r = core_rangeset_find(&hull, start);
+	bool known = r && r->start <= start;
+	uint64_t until = !r ? end : known ? r->end : r->start;
+
+	*odd = known ? r->attr : 0;
+	return until < end ? until : end;
+}
+
 void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear)
 {
 	/* No memory: the range comes back without the advice. */

@@ -138,6 +138,8 @@ bool proc_mem_is_store_name(const char *name);
 void proc_mem_reapply_odd(uint64_t start, uint64_t end, uint32_t odd);
 /* Odd flags recorded for the address (0 if none). */
 uint32_t proc_mem_odd(uint64_t addr);
+/* The same for as far as they are alike, at most up to end: where that is. */
+uint64_t proc_mem_odd_span(uint64_t start, uint64_t end, uint32_t *odd);
 /* A program's advice changed the odd flags of possibly merged memory. */
 void proc_mem_set_odd(uint64_t start, uint64_t end, uint32_t set, uint32_t clear);
 void proc_mem_pass_begins(void); /* the first one clears stale; calls the hook below */

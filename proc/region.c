@@ -77,28 +77,88 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 	s->regions = kept;
 }
 
-/* False: no memory. */
-static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
-{
-	struct proc_scan *s = r->s;
-	bool run = proc_vma_is_run(v);
-	struct scan_region *last = s->regions ? &s->region[s->regions - 1] : NULL;
-	uint32_t odd = proc_pass_odd_flags(v->flags);
+/* --- what is merged -------------------------------------------------------------- */
 
-	if (run) {
-		/* Part of the memory around it; by itself it remembers what it came from. */
-		proc_mem_lock_engine();
-		odd = proc_mem_odd(start);
-		proc_mem_unlock_engine();
+static void note_chunk(struct proc_engine *e, struct scan_chunk *k, uint64_t at, uint64_t end,
+		       bool all)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+	unsigned news = 0;
+
+	for (; at < end; at += e->page_bytes) {
+		uint32_t i = (uint32_t)((at - k->base) >> e->page_shift);
+		struct core_pages_group *g = all ? scan_group_make(s, k, i / CORE_PAGES_GROUP)
+						 : scan_group(s, k, i / CORE_PAGES_GROUP);
+
+		if (g && (all || core_page_state(g, i % CORE_PAGES_GROUP) != CORE_PAGE_GONE))
+			news += core_page_stays(g, i % CORE_PAGES_GROUP, now);
 	}
-	if (last && last->end == start && last->prot == v->prot && (run || last->odd == odd)) {
+	if (!news)
+		return;
+	k->looks = 0;
+	k->due_msec = k->seen_msec = now;
+}
+
+/*
+ * Mappings of the store: what is known as merged there is so still. What else is there was
+ * merged for a caller, for the parent of a fork, or in another broker's time. `all`: it is
+ * watched from now on, or nobody would notice what is written there.
+ */
+static void note_run(struct proc_engine *e, uint64_t start, uint64_t end, bool all)
+{
+	uint64_t size = scan_chunk_bytes(e), at = start;
+
+	while (at < end) {
+		uint64_t base = at & ~(size - 1), until = base + size < end ? base + size : end;
+		struct scan_chunk *k = scan_chunk_at(e->scan, base);
+
+		if (!k && all)
+			k = scan_chunk_make(e->scan, base);
+		if (k)
+			note_chunk(e, k, at, until, all);
+		at = until;
+	}
+}
+
+/* False: no memory. */
+static bool add_alike(struct proc_scan *s, uint64_t start, uint64_t end, int prot, uint32_t odd)
+{
+	struct scan_region *last = s->regions ? &s->region[s->regions - 1] : NULL;
+
+	if (last && last->end == start && last->prot == prot && last->odd == odd) {
 		last->end = end;
 		return true;
 	}
 	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
 		return false;
-	s->region[s->regions++] = (struct scan_region){ start, end, v->prot, odd };
+	s->region[s->regions++] = (struct scan_region){ start, end, prot, odd };
 	return true;
+}
+
+/*
+ * What is merged has the advice that it came with, and gets it back at home. The memory before
+ * it may have another (I5).
+ */
+static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint64_t end)
+{
+	bool added = true;
+
+	if (!proc_vma_is_run(v))
+		return add_alike(r->s, start, end, v->prot, proc_pass_odd_flags(v->flags));
+	while (added && start < end) {
+		uint64_t until;
+		uint32_t odd;
+
+		proc_mem_lock_engine();
+		until = proc_mem_odd_span(start, end, &odd);
+		proc_mem_unlock_engine();
+		added = add_alike(r->s, start, until, v->prot, odd);
+		if (added)
+			note_run(r->e, start, until, true);
+		start = until;
+	}
+	return added;
 }
 
 /*
@@ -156,26 +216,6 @@ static void take_owned(struct reading *r, const struct sys_vma *v)
 
 /* --- what was given up ------------------------------------------------------- */
 
-/* A mapping of the store: what is known as merged there is so still. */
-static void note_run(struct proc_scan *s, const struct sys_vma *v, uint32_t page_shift)
-{
-	uint64_t size = (uint64_t)PROC_CHUNK_PAGES << page_shift, at = v->start;
-
-	while (at < v->end) {
-		uint64_t base = at & ~(size - 1), until = base + size < v->end ? base + size : v->end;
-		struct scan_chunk *k = scan_chunk_at(s, base);
-
-		for (; k && at < until; at += (uint64_t)1 << page_shift) {
-			uint32_t i = (uint32_t)((at - base) >> page_shift);
-			struct core_pages_group *g = scan_group(s, k, i / CORE_PAGES_GROUP);
-
-			if (g)
-				core_page_stays(g, i % CORE_PAGES_GROUP);
-		}
-		at = until;
-	}
-}
-
 /*
  * Merged memory that was discarded or unmapped is not merged any more, and what comes there
  * next is new. Chunks that lie in no region at all are looked at once more, and go.
@@ -213,7 +253,7 @@ static int each(const struct sys_vma *v, void *arg)
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
 	if (run)
-		note_run(r->s, v, r->e->page_shift);
+		note_run(r->e, v->start, v->end, false);
 	if (v->shared || !(v->anonymous || run) ||
 	    (v->prot & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
 		return 0;

@@ -21,7 +21,9 @@
  *     The hull keeps the range: what came home consists of several mappings for ever
  *     (pages that moved keep the number of their old place, so the kernel does not join
  *     them), and mremap has to go on knowing that
- *  5. the userfaultfd is closed, which wakes everybody
+ *  5. the userfaultfd is closed, which wakes everybody, but only when nobody else has it
+ *     open: so the child has no descriptors of its own (CLONE_FILES), for it may take long
+ *     to die
  *
  * Where no such child can be made, every page written since its merge counts as
  * pinned. A pinned page, and mappings with a protection key, stay as they are: -EBUSY.
@@ -31,6 +33,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -53,6 +56,7 @@ struct home {
 	bool more;
 	int result;
 	long child; /* to be buried; 0: none */
+	uint64_t fork_usec; /* how long it took to make it */
 };
 
 static int collect(const struct sys_vma *vma, void *arg)
@@ -152,7 +156,7 @@ bool proc_retreat_can_fork(void)
 
 static long make_child(void)
 {
-	long parent = sys_raw(SYS_getpid, 0), pid = sys_raw(SYS_clone, 0, 0, 0, 0, 0);
+	long parent = sys_raw(SYS_getpid, 0), pid = sys_raw(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
 	_Atomic uint32_t never = 0;
 
 	if (pid != 0)
@@ -207,8 +211,11 @@ static int replace(const struct proc_piece *p, uint64_t start, uint64_t end, uin
 		err = moved < 0 ? (int)moved : 0;
 	}
 	proc_mem_unmapped();
-	if (err == 0)
+	if (err == 0) {
+		/* The scanner took it for part of what is around it: it reads that anew. */
+		proc_mem_made_fresh(start, end);
 		return 0;
+	}
 	if (!(p->prot & PROT_READ))
 		sys->mprotect((void *)start, bytes, p->prot);
 	sys->munmap((void *)at, bytes);
@@ -281,18 +288,26 @@ static void bring_all(struct home *h)
 		return;
 	}
 	if (any_written(h) && !atomic_load(&fork_forbidden)) {
+		uint64_t since = sys_now_usec();
+
 		all_forking(h, MADV_DOFORK);
 		child = make_child();
+		h->fork_usec = sys_now_usec() - since;
 		/* Also for what stays, or has come home: its own advice again. */
 		all_forking(h, MADV_DONTFORK);
 	}
 	for (unsigned i = 0; i < h->n; i++)
 		if (h->piece[i].stopped)
 			bring(h, &h->piece[i], child > 0);
-	if (child > 0) {
-		sys_raw(SYS_kill, child, 9);
-		h->child = child;
-	}
+	h->child = child > 0 ? child : 0;
+}
+
+/* Everybody goes on; the program's pages are its own again as soon as the child is dead. */
+static void let_go(struct home *h)
+{
+	sys->close(h->uffd);
+	if (h->child > 0)
+		sys_raw(SYS_kill, h->child, 9);
 }
 
 /* The child has been killed. Without the lock: large programs take long to die. */
@@ -324,7 +339,7 @@ int proc_retreat_range(struct proc_engine *e, uint64_t start, uint64_t end)
 			err = h.uffd < 0 ? h.uffd : 0;
 			if (err == 0) {
 				bring_all(&h);
-				sys->close(h.uffd);
+				let_go(&h);
 			}
 			h.start = h.piece[h.n - 1].end;
 		}
@@ -347,7 +362,7 @@ static bool still_a_run(struct proc_engine *e, const struct proc_piece *p)
 }
 
 int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigned *n,
-			uint64_t *held_usec)
+			struct proc_retreat_cost *cost)
 {
 	struct home h = { .e = e, .piece = piece };
 	uint64_t since;
@@ -360,14 +375,15 @@ int proc_retreat_pieces(struct proc_engine *e, struct proc_piece *piece, unsigne
 	*n = h.n;
 	if (h.n > 0) {
 		h.uffd = open_uffd(e);
-		if (h.uffd < 0)
+		if (h.uffd < 0) {
 			h.result = h.uffd;
-		else
+		} else {
 			bring_all(&h);
-		if (h.uffd >= 0)
-			sys->close(h.uffd);
+			let_go(&h);
+		}
 	}
-	*held_usec = sys_now_usec() - since;
+	cost->held_usec = sys_now_usec() - since;
+	cost->fork_usec = h.fork_usec;
 	proc_mem_unlock_engine();
 	bury(&h);
 	return h.result;

@@ -111,6 +111,7 @@ static void start_over(struct proc_engine *e)
 	s->news_published = s->news_twins = 0;
 	s->home_at_usec = 0;
 	s->home_idle = 0;
+	s->home_from = 0;
 	s->wake_usec = s->due_usec = 0;
 }
 
@@ -124,6 +125,8 @@ void proc_scan_forked(struct proc_engine *e)
 	memset(&s->n, 0, sizeof(s->n));
 	core_pace_init(&s->pace, s->pace.permille, s->began_usec);
 	s->started = false;
+	/* That was said to the parent; what holds for all, the broker says again. */
+	s->paused = e->link->paused = false;
 }
 
 void proc_scan_uffd(struct proc_engine *e, bool wp_async)
@@ -134,10 +137,20 @@ void proc_scan_uffd(struct proc_engine *e, bool wp_async)
 	e->scan->armed_uffd = -1;
 }
 
+/* What is registered is to be known: the program may want to register it itself. */
+static void disarm_all(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	for (uint32_t i = 0; s->wp && i < s->regions; i++)
+		scan_disarm(e, s->region[i].start, s->region[i].end);
+}
+
 void proc_scan_connected(struct proc_engine *e)
 {
 	if (!e->scan)
 		return;
+	disarm_all(e); /* the new settings may be to watch nothing, or in another way */
 	settle(e);
 	if (e->link->paused)
 		e->scan->paused = true;
@@ -151,8 +164,8 @@ void proc_scan_pause(struct proc_engine *e, bool pause)
 	e->link->paused = pause;
 	if (!s || s->paused == pause)
 		return;
-	for (uint32_t i = 0; pause && s->wp && i < s->regions; i++)
-		scan_disarm(e, s->region[i].start, s->region[i].end);
+	if (pause)
+		disarm_all(e);
 	s->paused = pause;
 	if (!pause)
 		scan_unwatched(s, 0, UINT64_MAX, e->page_shift);
@@ -192,6 +205,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
 			.changed = look->seen[i] & SCAN_CHANGED,
+			.before_msec = k->seen_msec,
 			/* News is no reason to hash all again. */
 			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
 		};
@@ -311,6 +325,7 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	}
 	look_at_pages(e, look);
 	note_look(s, look);
+	k->seen_msec = now;
 	k->huge = look->huge_pages > 0;
 	tried = look->wanted || k->news;
 	if (tried && e->kernel)

@@ -45,6 +45,7 @@ struct scan_chunk {
 	uint32_t group[SCAN_GROUPS]; /* index + 1; 0: nothing is known, nothing is there */
 	uint32_t due_msec;
 	uint32_t looks;
+	uint32_t seen_msec; /* when it was last asked what is present, so what is written of merged */
 	uint16_t pages[CORE_PAGE_STATES];
 	uint16_t volatile_pages;
 	uint8_t idle; /* the time between looks, doubled so often */
@@ -54,6 +55,8 @@ struct scan_chunk {
 	bool huge; /* had huge pages at the last look */
 	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
 };
+
+_Static_assert(sizeof(struct scan_chunk) <= 72, "an eighth of a byte a page and a bit");
 
 /* What the tracker saw of each page of a chunk. */
 enum {
@@ -136,6 +139,8 @@ struct proc_scan {
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
 	uint32_t home_pieces; /* at most, at once */
+	uint32_t fork_nsec_page; /* what a fork costs here; 0: not known yet */
+	uint64_t home_from; /* those below have had their turn */
 	uint64_t round; /* of the standing table */
 	struct scan_look look;
 };

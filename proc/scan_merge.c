@@ -290,6 +290,9 @@ static void note_skipped(struct proc_engine *e, struct scan_look *look, struct c
 	case SAMEPAGE_REASON_VANISHED:
 		core_page_changed(g, IN_GROUP(i), &look->clock);
 		break;
+	case SAMEPAGE_REASON_WRITABLE: /* commit_mapping: in a mapping of the store */
+		core_page_broken(g, IN_GROUP(i), &look->clock);
+		break;
 	case SAMEPAGE_REASON_PINNED:
 		/* Or not exclusive since a fork that is over, which only reading it ends. */
 		if (look->want[i] == SCAN_PLANNED) {

@@ -149,6 +149,82 @@ static void no_write_is_lost(void **state)
 	}
 }
 
+/* --- who holds what up ------------------------------------------------------ */
+
+/* The engine's calls, with a wait where it matters who goes on. */
+static const struct sys_ops *below;
+static struct writer *waiting;
+static _Atomic bool stuck;
+
+static bool is_uffd(int fd)
+{
+	char link[64], to[64];
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", fd);
+	n = readlink(link, to, sizeof(to) - 1);
+	return n > 0 && memcmp(to, "anon_inode:[userfaultfd]", (size_t)n) == 0;
+}
+
+/* The writer comes to the page, and waits. */
+static int wp_and_wait(int fd, const void *at, size_t bytes, bool protect)
+{
+	int err = below->uffd_wp(fd, at, bytes, protect);
+
+	usleep(20000);
+	return err;
+}
+
+/* It goes on when the userfaultfd is closed, not when some child has died. */
+static int close_and_look(int fd)
+{
+	bool last = is_uffd(fd);
+	uint64_t count = waiting->count;
+	int err = below->close(fd);
+
+	for (unsigned i = 0; last && atomic_load(&waiting->count) == count; i++) {
+		if (i == 5000) {
+			atomic_store(&stuck, true);
+			break;
+		}
+		usleep(1000);
+	}
+	return err;
+}
+
+static void writers_wait_for_no_child(void **state)
+{
+	struct sys_ops ops;
+	struct writer w;
+	pthread_t t;
+	char *p;
+
+	(void)state;
+	pt_skip_unless_can_freeze();
+	sp = pt_open();
+	p = merged(40);
+	w = (struct writer){ .page = p + 9 * pt_page(), .pipe = { -1, -1 } };
+	memset(w.page + 64, 0, 8);
+	assert_int_equal(pthread_create(&t, NULL, write_on, &w), 0);
+	while (atomic_load(&w.count) == 0)
+		usleep(100);
+	below = sys;
+	ops = *sys;
+	ops.close = close_and_look;
+	ops.uffd_wp = wp_and_wait;
+	waiting = &w;
+	sys = &ops;
+	assert_int_equal(home(p, N), 0);
+	sys = below;
+	assert_false(stuck);
+	atomic_store(&w.stop, true);
+	pthread_join(t, NULL);
+	assert_int_equal(*(uint64_t *)(w.page + 64), w.count);
+	assert_int_equal(anonymous(p, N), N);
+	samepage_close(sp);
+	pt_unmap(p, N);
+}
+
 /* --- pins -------------------------------------------------------------------- */
 
 /* A buffer that is registered with io_uring stays where the device writes to. */
@@ -219,6 +295,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(bytes_and_flags),
 		cmocka_unit_test(no_write_is_lost),
+		cmocka_unit_test(writers_wait_for_no_child),
 		cmocka_unit_test(pinned_pages_stay),
 		cmocka_unit_test(without_fork),
 	};

@@ -253,6 +253,64 @@ static void one_is_paused(void **state)
 	st_close();
 }
 
+/* A child of somebody who was told to rest was not told so; unless all were. */
+static void child_of_paused(uint64_t seed, bool merges)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, seed);
+	for (unsigned i = 0; merges && st_store_pages(p, PAGES) < PAGES; i++) {
+		PT_CHECK(i < ST_LIMIT * 50);
+		st_nap(20);
+	}
+	if (!merges)
+		st_nap(1500);
+	PT_CHECK(st_store_pages(p, PAGES) == (merges ? PAGES : 0));
+	PT_CHECK(pt_differs(p, PAGES, seed) == -1);
+	_exit(0);
+}
+
+static void run_paused_parent(unsigned self)
+{
+	char *p = st_memory(2 * PAGES), *q = p + PAGES * pt_page();
+
+	pt_fill(p, PAGES, 91);
+	pt_fill(q, PAGES, 92);
+	st_did(self, 1);
+	for (unsigned step = 2; step < 4; step++) {
+		pid_t pid;
+
+		st_wait_step(step);
+		if (self == 0) {
+			pid = fork();
+			PT_CHECK(pid >= 0);
+			if (pid == 0)
+				child_of_paused(89 + step, step == 2);
+			PT_CHECK(pt_wait(pid, 2 * ST_LIMIT) == 0);
+			PT_CHECK(st_store_pages(p, 2 * PAGES) == 0);
+		}
+		st_did(self, step);
+	}
+}
+
+static void a_paused_ones_child(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("paused-parent");
+	ST_UNTIL(st_all_connected());
+	assert_int_equal(st_one(CORE_WIRE_OP_PAUSE, 0), 1);
+	st_start("paused-parent");
+	st_step(1);
+	st_step(2);
+	assert_int_equal(st_report(0).scan.paused, 1);
+	assert_true(st_all(CORE_WIRE_OP_PAUSE) >= 2);
+	st_step(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 /* --- advice ------------------------------------------------------------------------------------ */
 
 /* Only what was advised; UNMERGEABLE ends it, and brings back what was merged. */
@@ -433,6 +491,7 @@ int main(int argc, char **argv)
 						{ "unmerged-balloon", run_unmerged_balloon },
 						{ "nomad", run_nomad },
 						{ "paused", run_paused },
+						{ "paused-parent", run_paused_parent },
 						{ "advised", run_advised },
 						{ "advised-later", run_advised_later },
 						{ "uffd", run_uffd },
@@ -444,6 +503,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(unmapped_memory_is_forgotten),
 		cmocka_unit_test(pause_and_resume),
 		cmocka_unit_test(one_is_paused),
+		cmocka_unit_test(a_paused_ones_child),
 		cmocka_unit_test(advised_memory_only),
 		cmocka_unit_test(advised_long_after_it_was_written),
 		cmocka_unit_test(own_uffd_over_merged_memory),

@@ -209,6 +209,129 @@ static void what_is_left_is_not_registered(void **state)
 	st_close();
 }
 
+/* Watched in the time of a broker whose successor wants nothing to be watched, or at once not. */
+static void run_orphan(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, 100 + self);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(pt_vm_flags(p, NULL) & SYS_VMF(uw));
+	st_did(self, 2);
+	st_wait_step(3);
+	atomic_store(&st_board->out[self][0], (pt_vm_flags(p, NULL) & SYS_VMF(uw)) != 0);
+	atomic_store(&st_board->out[self][1], (uint64_t)register_all(p));
+	PT_CHECK(pt_differs(p, PAGES, 100 + self) == -1);
+	st_did(self, 3);
+}
+
+static void watched_before(const char *const *broker_args, const char *own)
+{
+	st_open(NULL);
+	st_env(own);
+	st_start("orphan");
+	st_step(1);
+	ST_UNTIL(st_report(0).scan.pages_unshared_now == PAGES);
+	st_step(2);
+	st_kill_broker();
+	st_restart_broker(broker_args);
+	ST_UNTIL(st_all_connected());
+	if (!broker_args)
+		st_all(CORE_WIRE_OP_PAUSE);
+	st_step(3);
+	assert_int_equal(atomic_load(&st_board->out[0][0]), 0);
+	assert_int_equal(atomic_load(&st_board->out[0][1]), 0);
+	st_end(0);
+	st_close();
+}
+
+static void what_another_broker_does_not_watch(void **state)
+{
+	static const char *const off[] = { "--scan", "off", NULL };
+	static const char *const checksum[] = { "--scan-tracker", "checksum", NULL };
+
+	(void)state;
+	/* Nothing of its own: what the broker says. */
+	watched_before(off, "SAMEPAGE_SCAN=auto");
+	watched_before(checksum, "SAMEPAGE_SCAN=auto");
+	watched_before(NULL, "SAMEPAGE_SCAN=on");
+}
+
+/* --- advice that comes after the mappings were read ------------------------------------ */
+
+#define ADVISED 6u
+#define ADVISED_PAGES 100u
+
+static _Atomic bool churn_ends;
+
+/* Mappings that are nobody's business: so they are read less and less often. */
+static void *churn(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&churn_ends)) {
+		char *p = pt_map(1);
+
+		st_nap(5);
+		pt_unmap(p, 1);
+	}
+	return NULL;
+}
+
+static void run_adviser(unsigned self)
+{
+	const uint64_t flags = SYS_VMF(dc) | SYS_VMF(dd);
+	const size_t bytes = ADVISED_PAGES * pt_page();
+	char *p[ADVISED];
+	pthread_t t;
+
+	for (unsigned i = 0; i < ADVISED; i++) {
+		/* With a page between: each a region of its own. */
+		p[i] = pt_map(ADVISED_PAGES + 1);
+		PT_CHECK(madvise(p[i], bytes, MADV_MERGEABLE) == 0);
+		PT_CHECK(mprotect(p[i] + bytes, pt_page(), PROT_NONE) == 0);
+		pt_fill(p[i], ADVISED_PAGES, 100 + 10 * self + i);
+	}
+	PT_CHECK(!pthread_create(&t, NULL, churn, NULL));
+	st_did(self, 1);
+	for (unsigned i = 0; i < ADVISED; i++) {
+		st_wait_step(2 + i);
+		PT_CHECK(madvise(p[i], bytes, MADV_DONTFORK) == 0);
+		PT_CHECK(madvise(p[i], bytes, MADV_DONTDUMP) == 0);
+		pt_fill(p[i], ADVISED_PAGES, i);
+		for (unsigned n = 0; st_store_pages(p[i], ADVISED_PAGES) < ADVISED_PAGES; n++) {
+			PT_CHECK(n < ST_LIMIT * 50);
+			st_nap(20);
+		}
+		for (unsigned k = 0; k < ADVISED_PAGES; k++)
+			PT_CHECK((pt_vm_flags(p[i] + k * pt_page(), NULL) & flags) == flags);
+		PT_CHECK(pt_differs(p[i], ADVISED_PAGES, i) == -1);
+		st_did(self, 2 + i);
+	}
+	atomic_store(&churn_ends, true);
+	PT_CHECK(!pthread_join(t, NULL));
+}
+
+static void advice_after_the_mappings_were_read(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("adviser");
+	st_start("adviser");
+	st_step(1);
+	for (unsigned i = 0; i < 2; i++)
+		ST_UNTIL(st_report(i).scan.pages_unshared_now == ADVISED * ADVISED_PAGES);
+	/* Until they are read once in 1.6 s only. */
+	st_nap(4000);
+	for (unsigned i = 0; i < ADVISED; i++) {
+		st_step(2 + i);
+		st_nap(i * 230);
+	}
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 /* --- a registration that nothing told us of ------------------------------------------- */
 
 #if defined(__x86_64__)
@@ -331,6 +454,8 @@ int main(int argc, char **argv)
 						{ "locker", run_locker },
 						{ "told", run_told },
 						{ "leaver", run_leaver },
+						{ "orphan", run_orphan },
+						{ "adviser", run_adviser },
 						{ "tracker", run_tracker },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
@@ -338,6 +463,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(written_pages_merge_again),
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
 		cmocka_unit_test(what_is_left_is_not_registered),
+		cmocka_unit_test(what_another_broker_does_not_watch),
+		cmocka_unit_test(advice_after_the_mappings_were_read),
 		cmocka_unit_test(writes_that_the_program_tracks),
 	};
 

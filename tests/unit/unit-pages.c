@@ -25,7 +25,8 @@ static enum core_page_want look(struct core_pages_group *g, unsigned i, uint64_t
 				uint32_t looks, bool present, bool changed, bool blind)
 {
 	struct core_pages_clock c = { (uint32_t)now, FIRST_MSEC, looks };
-	struct core_page_seen seen = { .present = present, .changed = changed, .blind = blind };
+	struct core_page_seen seen = { .present = present, .changed = changed, .blind = blind,
+				       .before_msec = (uint32_t)now };
 
 	sum = (struct core_pages_sum){ .wait_msec = UINT32_MAX };
 	return core_page_look(g, i, &seen, &c, &sum);
@@ -496,6 +497,83 @@ static void test_broken_wraps(void **state)
 	assert_int_equal(sum.broken_msec, 1000);
 }
 
+/* When it was written nobody knows; what counts is when it was seen to be whole. */
+static void test_broken_unseen(void **state)
+{
+	static const struct {
+		uint32_t seen_after, noticed_after, merged_for;
+	} cases[] = { { 0, 40000, 0 }, { 5000, 40000, 5000 },
+		      { CORE_PAGES_SOON_MSEC, 40000, CORE_PAGES_SOON_MSEC },
+		      { CORE_PAGES_SOON_MSEC - 1, 3600000, CORE_PAGES_SOON_MSEC - 1 } };
+
+	(void)state;
+	for (unsigned wrap = 0; wrap < 2; wrap++)
+		for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+			struct core_pages_group g = { 0 };
+			struct core_pages_clock c = at(wrap ? UINT32_MAX - 4000 : 1000);
+			struct core_page_seen seen = { .present = true };
+			bool soon = cases[i].merged_for < CORE_PAGES_SOON_MSEC;
+
+			core_page_merged(&g, 0, &c);
+			seen.before_msec = c.now_msec + cases[i].seen_after;
+			/* Not since it was merged. */
+			if (cases[i].seen_after == 0)
+				seen.before_msec -= 700;
+			c.now_msec += cases[i].noticed_after;
+			sum = (struct core_pages_sum){ 0 };
+			core_page_look(&g, 0, &seen, &c, &sum);
+			assert_int_equal(sum.broken, 1);
+			assert_int_equal(sum.broken_soon, soon);
+			assert_int_equal(sum.broken_msec, cases[i].merged_for);
+			assert_int_equal(core_page_level(&g, 0), soon ? 2 : 1);
+		}
+}
+
+/* Mappings are read anew: what the store is mapped for, whoever made it, and what not. */
+static void test_swept(void **state)
+{
+	struct core_pages_clock c = at(50000);
+	struct core_pages_group g;
+
+	(void)state;
+	memset(&g, 0, sizeof(g));
+	for (unsigned i = 0; i < 5; i++)
+		assert_int_equal(look(&g, i, 50000, 1, true, true, false), CORE_PAGE_REST);
+	core_page_merged(&g, 0, &c);
+	core_page_merged(&g, 1, &c);
+	core_page_known(&g, 2, true);
+	core_page_broken(&g, 3, &c);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_BROKEN);
+	assert_int_equal(core_page_level(&g, 3), 1);
+	assert_false(core_page_stays(&g, 0, 50000));
+	assert_true(core_page_stays(&g, 2, 50000));
+	assert_false(core_page_stays(&g, 3, 50000));
+	assert_true(core_page_stays(&g, 6, 50000));
+	assert_int_equal(core_pages_sweep(&g), 1);
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_MERGED);
+	assert_int_equal(core_page_state(&g, 1), CORE_PAGE_GONE);
+	assert_int_equal(core_page_state(&g, 2), CORE_PAGE_MERGED);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_BROKEN);
+	assert_int_equal(core_page_state(&g, 4), CORE_PAGE_FRESH);
+	assert_int_equal(core_page_state(&g, 6), CORE_PAGE_MERGED);
+	/* Present: written there. Never hashed, for it cannot be merged. */
+	for (unsigned k = 0; k < 3; k++) {
+		assert_int_equal(look(&g, 2, 50001 + k * 100000, 2 + k, true, false, false),
+				 CORE_PAGE_REST);
+		assert_int_equal(core_page_state(&g, 2), CORE_PAGE_BROKEN);
+		assert_int_equal(look(&g, 3, 50001 + k * 100000, 2 + k, true, true, false),
+				 CORE_PAGE_REST);
+	}
+	/* Not: merged as before. */
+	look(&g, 6, 50001, 2, false, false, false);
+	assert_int_equal(core_page_state(&g, 6), CORE_PAGE_MERGED);
+	/* Brought home. */
+	core_page_home(&g, 3, &c);
+	assert_int_equal(core_page_state(&g, 3), CORE_PAGE_FRESH);
+	/* What is not found again is gone. */
+	assert_int_equal(core_pages_sweep(&g), 3);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -512,6 +590,8 @@ int main(void)
 		cmocka_unit_test(test_wrap),
 		cmocka_unit_test(test_looked_at_late),
 		cmocka_unit_test(test_broken_wraps),
+		cmocka_unit_test(test_broken_unseen),
+		cmocka_unit_test(test_swept),
 	};
 
 	return cmocka_run_group_tests_name("unit-pages", tests, NULL, NULL);
