@@ -108,6 +108,8 @@ static void start_over(struct proc_engine *e)
 	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
+	s->suspects = 0;
+	s->pairs_at_usec = 0;
 	s->home_at_usec = 0;
 	s->home_idle = 0;
 	s->wake_usec = s->due_usec = 0;
@@ -190,6 +192,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		unsigned g = i / CORE_PAGES_GROUP;
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
+			.swapped = look->seen[i] & SCAN_SWAPPED,
 			.changed = look->seen[i] & SCAN_CHANGED,
 			/* News is no reason to hash all again. */
 			.blind = !k->news && (!s->wp || (look->seen[i] & SCAN_HUGE)),
@@ -446,6 +449,7 @@ static void work(struct proc_engine *e, uint64_t now)
 	discover(e, now);
 	new_round(e);
 	scan_news(e);
+	scan_pairs(e);
 	scan_home(e);
 	if (look_at_chunks(e)) {
 		sleep_until_due(e, sys_now_usec());

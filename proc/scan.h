@@ -13,7 +13,8 @@
  *   merging   those that kept still are hashed and looked up; who finds his page in the
  *             standing table of candidates promotes it; who finds it in the index merges
  *             it; the rest is reported to the table and asked about again when somebody
- *             else has reported or published something ("news")
+ *             else has reported or published something ("news"). What the table has of us
+ *             already is looked for among our own pages (scan_pairs.c)
  *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
  *
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
@@ -78,6 +79,7 @@ enum scan_want {
 	SCAN_HASH,
 	SCAN_PLANNED, /* known; the slot was found by its fingerprint */
 	SCAN_TWIN,    /* hashed; would be promoted if its huge page were split */
+	SCAN_OWN,     /* hashed; we have reported the same, of this page or another */
 };
 
 /* How old the number of mappings may be when some are to be made, or only a look is. */
@@ -127,6 +129,8 @@ struct proc_scan {
 	uint64_t news_published, news_twins; /* up to which everything was asked */
 	uint64_t news_at_usec;
 	uint32_t news_idle;
+	uint32_t suspects; /* known pages that may have another of our own; more or less */
+	uint64_t pairs_at_usec; /* not looked for before */
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
 	uint32_t home_pieces; /* at most, at once */
@@ -190,5 +194,9 @@ void scan_merge(struct proc_engine *e, struct scan_look *look);
 void scan_reports_send(struct proc_engine *e);
 /* Tags that others have reported or published meanwhile. */
 void scan_news(struct proc_engine *e);
+
+/* scan_pairs.c: pages of our own that have the same contents */
+void scan_suspect(struct proc_scan *s, struct core_pages_group *g, unsigned i);
+void scan_pairs(struct proc_engine *e);
 
 #endif
