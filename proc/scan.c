@@ -452,6 +452,7 @@ static void work(struct proc_engine *e, uint64_t now)
 	scan_pairs(e);
 	scan_home(e);
 	if (look_at_chunks(e)) {
+		scan_shrink(s);
 		sleep_until_due(e, sys_now_usec());
 		proc_segments_unmap(e);
 		if (s->ring_used)

@@ -161,6 +161,8 @@ struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk 
 void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i);
 /* Room for one more element of an array; false: no memory. */
 bool scan_room(void **array, uint32_t count, uint32_t *room, size_t element_bytes);
+/* What is hardly used any more goes back; no pointer to a chunk or a group holds after it. */
+void scan_shrink(struct proc_scan *s);
 void scan_forget_all(struct proc_scan *s);
 uint64_t scan_bytes(const struct proc_scan *s);
 

@@ -151,16 +151,63 @@ static void a_process_that_builds_the_same_again_by_checksum(void **state)
 	rebuilt("SAMEPAGE_SCAN_TRACKER=checksum");
 }
 
+/* --- records ----------------------------------------------------------------------------- */
+
+#define MANY 16384u
+
+static void run_hoarder(unsigned self)
+{
+	char *p = st_memory(MANY), *q = st_memory(PAGES);
+
+	pt_fill(q, PAGES, 21);
+	pt_fill(p, MANY, 22);
+	st_did(self, 1);
+	st_wait_step(2);
+	munmap(p, MANY * pt_page());
+	st_did(self, 2);
+	st_wait_step(3);
+	p = st_memory(MANY);
+	pt_fill(p, MANY, 22);
+	st_did(self, 3);
+	st_wait_step(4);
+	PT_CHECK(pt_differs(q, PAGES, 21) == -1);
+	st_did(self, 4);
+}
+
+/* They go with the memory that they are about, and come again with it. */
+static void records_that_are_not_needed_any_more(void **state)
+{
+	uint64_t many;
+
+	(void)state;
+	st_open(NULL);
+	st_start("hoarder");
+	st_step(1);
+	ST_UNTIL(unshared(0, MANY + PAGES));
+	many = st_report(0).scan.metadata_bytes;
+	assert_true(many > 6 * MANY);
+	st_step(2);
+	ST_UNTIL(st_report(0).scan.metadata_bytes < many / 8);
+	ST_UNTIL(unshared(0, PAGES));
+	st_step(3);
+	ST_UNTIL(unshared(0, MANY + PAGES));
+	assert_true(st_report(0).scan.metadata_bytes < many + many / 8);
+	st_step(4);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "idle", run_idle },
 						{ "worker", run_worker },
 						{ "rebuilder", run_rebuilder },
+						{ "hoarder", run_hoarder },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_worker_that_is_restarted),
 		cmocka_unit_test(a_process_that_builds_the_same_again),
 		cmocka_unit_test(a_process_that_builds_the_same_again_by_checksum),
+		cmocka_unit_test(records_that_are_not_needed_any_more),
 	};
 
 	return ST_MAIN("scan-alone", tests, roles);
