@@ -118,6 +118,7 @@ enum proc_call_kind {
 	PROC_CALL_STATS,
 	PROC_CALL_STOP_FREEZING,
 	PROC_CALL_HOME,
+	PROC_CALL_LEAVE,
 };
 
 /* The mailbox: one call at a time, guarded by call_lock. */

@@ -7,6 +7,8 @@
  */
 #include "scantest.h"
 
+#include <dlfcn.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #define PAGES 200u
@@ -196,18 +198,65 @@ static void records_that_are_not_needed_any_more(void **state)
 	st_close();
 }
 
+/* --- a handle of the library's -------------------------------------------------------- */
+
+typedef int open_fn(struct samepage **, const struct samepage_options *);
+typedef int merge_fn(struct samepage *, void *, size_t, uint32_t, struct samepage_result *);
+typedef void close_fn(struct samepage *);
+
+static void run_handle(unsigned self)
+{
+	char *p = st_memory(PAGES);
+	void *lib = dlopen(getenv("SAMEPAGE_LIBRARY"), RTLD_NOW | RTLD_LOCAL);
+	struct samepage_result r = { 0 };
+	struct samepage *handle;
+
+	PT_CHECK(lib);
+	pt_fill(p, PAGES, 20);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(((open_fn *)dlsym(lib, "samepage_open"))(&handle, NULL) == 0);
+	PT_CHECK(((merge_fn *)dlsym(lib, "samepage_merge"))(handle, p, PAGES * pt_page(), 0, &r) == 0);
+	PT_CHECK(r.pages_declined[SAMEPAGE_REASON_UFFD_BUSY] == 0);
+	PT_CHECK(r.pages_merged == PAGES);
+	((close_fn *)dlsym(lib, "samepage_close"))(handle);
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(pt_differs(p, PAGES, 20) == -1);
+	PT_CHECK(st_store_pages(p, PAGES) == PAGES);
+	st_did(self, 3);
+}
+
+/* What the scanner watches, a handle in the same program can merge; then it is the handle's. */
+static void a_handle_beside_the_scanner(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("handle");
+	st_step(1);
+	ST_UNTIL(unshared(0, PAGES));
+	st_step(2);
+	assert_int_equal(st_totals().slots, PAGES);
+	st_nap(500);
+	assert_int_equal(st_report(0).scan.pages_tracked_now, 0);
+	st_step(3);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "idle", run_idle },
 						{ "worker", run_worker },
 						{ "rebuilder", run_rebuilder },
 						{ "hoarder", run_hoarder },
+						{ "handle", run_handle },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_worker_that_is_restarted),
 		cmocka_unit_test(a_process_that_builds_the_same_again),
 		cmocka_unit_test(a_process_that_builds_the_same_again_by_checksum),
 		cmocka_unit_test(records_that_are_not_needed_any_more),
+		cmocka_unit_test(a_handle_beside_the_scanner),
 	};
 
 	return ST_MAIN("scan-alone", tests, roles);
