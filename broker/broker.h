@@ -157,6 +157,7 @@ struct broker_session {
 	int offer_fd;           /* -1, or waiting its turn: nothing is read meanwhile */
 	TAILQ_ENTRY(broker_session) offer_link;
 	struct core_wire_report report; /* the last one */
+	unsigned standing_who;    /* its number in the scanners' table; 0: none yet */
 	uint64_t standing_round;  /* of the scanners' table, and how many it has reported in it */
 	uint64_t standing_tags;
 	uint64_t standing_from;   /* ... and since then: so many at most in a minute */

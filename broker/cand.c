@@ -25,6 +25,13 @@
  * what it was soon after its beginning, or when those who reported half of it are gone.
  * Scanners see the round move and report all again, so renewals keep a distance, longer
  * if they do not help: a client that floods the table cannot keep the others busy (I4).
+ *
+ * Who has reported what. A session has a number in the table, for a while: what one has
+ * reported that is gone by now must not pass for a page of somebody's. A number is given
+ * again only when nothing of the one before is in the table, so when the unused ones run
+ * out, the table is swept, of many at once: whoever comes and goes all the time costs the
+ * others nothing that counts (I4). When there are more sessions than numbers, some have the
+ * same, and are no twins for each other.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -43,7 +50,8 @@
 #define RENEW_MOST_USEC (15 * 60 * SECOND_USEC)
 #define GROWN_TIMES 4u
 #define FEW_TAGS 65536u /* 256 KiB: not worth a renewal */
-#define FIRST_BUCKETS 1024u /* 64 KiB: the standing table follows what is in it */
+#define SWEEP_LEAST 64u /* numbers, to be worth it */
+#define FIRST_BUCKETS CORE_CAND_BUCKETS_MIN /* 64 KiB: the standing table follows what is in it */
 
 static uint64_t load(const _Atomic uint64_t *counter)
 {
@@ -104,15 +112,16 @@ bool broker_cand_back(struct broker_store *st, const void *place)
 	return true;
 }
 
-static void add(struct broker_store *st, struct core_cand *table, uint32_t tag)
+/* Is there memory for it? Else it is dropped. */
+static bool has_room(struct broker_store *st, struct core_cand *table, uint32_t tag)
 {
 	const void *place[2];
 
 	core_cand_places(table, tag, place);
 	if (broker_cand_back(st, place[0]) && broker_cand_back(st, place[1]))
-		core_cand_add(table, tag);
-	else
-		atomic_fetch_add_explicit(&table->header->dropped, 1, memory_order_relaxed);
+		return true;
+	atomic_fetch_add_explicit(&table->header->dropped, 1, memory_order_relaxed);
+	return false;
 }
 
 /* What core_cand_clear() does, without asking for memory to write zeros to. */
@@ -146,7 +155,8 @@ static void clear(struct broker_store *st, struct core_cand *table, size_t bytes
 void broker_store_tags(struct broker_store *st, const uint32_t *tag, unsigned count)
 {
 	for (unsigned i = 0; i < count; i++)
-		add(st, &st->cand, tag[i]);
+		if (has_room(st, &st->cand, tag[i]))
+			core_cand_add(&st->cand, tag[i]);
 }
 
 void broker_store_round(struct broker_store *st)
@@ -176,6 +186,7 @@ static void renew(struct broker_store *st, uint64_t now_usec)
 	sd->began_usec = now_usec;
 	sd->gone = 0;
 	sd->settled = false;
+	memset(sd->used, 0, sizeof(sd->used));
 }
 
 /* Memory first: a store to a page that cannot be had would be the end of us. */
@@ -195,14 +206,73 @@ static void grow(struct broker_store *st, struct core_cand *table)
 	core_cand_grow(table);
 }
 
-void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigned count,
-			   uint64_t now_usec)
+/* What those who are gone had reported. Where nothing was ever added there is nothing. */
+static void sweep(struct broker_store *st)
+{
+	struct broker_standing *sd = &st->standing;
+	const uint8_t *from = (const uint8_t *)sd->table.entries;
+
+	for (uint32_t b = 0; b < load_active(&sd->table); b++)
+		if (is_backed(st, page_of(st, from + (size_t)b * CORE_CAND_BUCKET_BYTES)))
+			core_cand_sweep(&sd->table, b, 1);
+	for (unsigned who = 1; who <= CORE_CAND_WHO_MAX; who++)
+		sd->used[who] &= sd->users[who] > 0;
+	sd->gone = 0;
+}
+
+/* One that nobody has, and of which nothing is in the table; 0: there is none. */
+static unsigned free_number(const struct broker_standing *sd, unsigned *to_sweep)
+{
+	*to_sweep = 0;
+	for (unsigned who = 1; who <= CORE_CAND_WHO_MAX; who++) {
+		if (sd->users[who])
+			continue;
+		if (!sd->used[who])
+			return who;
+		++*to_sweep;
+	}
+	return 0;
+}
+
+unsigned broker_store_standing_join(struct broker_store *st)
+{
+	struct broker_standing *sd = &st->standing;
+	unsigned to_sweep, who = free_number(sd, &to_sweep);
+
+	if (!who && to_sweep >= SWEEP_LEAST) {
+		sweep(st);
+		who = free_number(sd, &to_sweep);
+	}
+	for (unsigned i = 1; !who && i <= CORE_CAND_WHO_MAX; i++)
+		if (sd->users[i])
+			who = i;
+	for (unsigned i = 1; sd->users[who] && i <= CORE_CAND_WHO_MAX; i++)
+		if (sd->users[i] && sd->users[i] < sd->users[who])
+			who = i;
+	sd->users[who]++;
+	core_cand_here(&sd->table, who, true);
+	return who;
+}
+
+void broker_store_standing_leave(struct broker_store *st, unsigned who, uint64_t tags)
+{
+	struct broker_standing *sd = &st->standing;
+
+	sd->gone += tags;
+	if (--sd->users[who] == 0)
+		core_cand_here(&sd->table, who, false);
+}
+
+void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t *tag,
+			   unsigned count, uint64_t now_usec)
 {
 	struct broker_standing *sd = &st->standing;
 	uint64_t age;
 
+	sd->used[who] = true;
 	for (unsigned i = 0; i < count; i++)
-		add(st, &sd->table, tag[i]);
+		if (has_room(st, &sd->table, tag[i]))
+			core_cand_report(&sd->table, tag[i], who);
 	while (core_cand_full(&sd->table)) {
 		uint32_t was = load_active(&sd->table);
 
@@ -229,11 +299,6 @@ void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigne
 uint64_t broker_store_standing_round(const struct broker_store *st)
 {
 	return load(&st->standing.table.header->round);
-}
-
-void broker_store_standing_gone(struct broker_store *st, uint64_t tags)
-{
-	st->standing.gone += tags;
 }
 
 void broker_store_standing_end(struct broker_store *st)

@@ -133,6 +133,8 @@ static void welcome_client(struct broker_session *s, const struct core_wire_hell
 	w.cand_bytes = core_cand_bytes(s->broker->config.cand_max_pages);
 	w.layout_seed = d->layout_seed;
 	w.generation = ix->header->generation;
+	s->standing_who = broker_store_standing_join(d->store);
+	w.who = s->standing_who;
 	w.scan = s->broker->config.scan;
 	if (broker_pause_holds(s->broker, d))
 		w.flags |= CORE_WIRE_WELCOME_PAUSED;
@@ -320,17 +322,22 @@ static void standing(struct broker_session *s, const struct core_wire_tags *m)
 		count = (uint32_t)left;
 	s->standing_taken += count;
 	s->standing_tags += count;
-	broker_store_standing(st, m->tag, count, now);
+	broker_store_standing(st, s->standing_who, m->tag, count, now);
 }
 
 void broker_client_standing_gone(struct broker_session *s)
 {
 	struct broker_store *st = s->domain->store;
+	bool of_this_round;
 
+	if (s->standing_who) {
+		of_this_round = s->standing_round == broker_store_standing_round(st);
+		broker_store_standing_leave(st, s->standing_who,
+					    of_this_round ? s->standing_tags : 0);
+	}
+	s->standing_who = 0;
 	if (s->domain->clients == 0)
 		broker_store_standing_end(st);
-	else if (s->standing_round == broker_store_standing_round(st))
-		broker_store_standing_gone(st, s->standing_tags);
 }
 
 static void tags(struct broker_session *s, const struct core_wire_tags *m)

@@ -73,11 +73,13 @@ unsigned broker_store_promote(struct broker_store *st, const uint8_t *ring,
 void broker_store_tags(struct broker_store *st, const uint32_t *tag, unsigned count);
 /* A new round of looks begins. */
 void broker_store_round(struct broker_store *st);
-/* Fingerprints of what scanners found still; the table may begin a new round for it. */
-void broker_store_standing(struct broker_store *st, const uint32_t *tag, unsigned count,
-			   uint64_t now_usec);
-/* Who had reported so many in this round is gone. */
-void broker_store_standing_gone(struct broker_store *st, uint64_t tags);
+/* One more scanner: its number in the standing table, until it leaves. */
+unsigned broker_store_standing_join(struct broker_store *st);
+/* It is gone; so many it had reported in this round. */
+void broker_store_standing_leave(struct broker_store *st, unsigned who, uint64_t tags);
+/* Fingerprints of what it found still; the table may begin a new round for it. */
+void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t *tag,
+			   unsigned count, uint64_t now_usec);
 uint64_t broker_store_standing_round(const struct broker_store *st);
 /* All are gone. */
 void broker_store_standing_end(struct broker_store *st);

@@ -48,6 +48,8 @@ struct broker_standing {
 	uint64_t gone;            /* tags that were reported by who is not here any more */
 	uint64_t settled_entries; /* after wait_usec, if `settled` */
 	bool settled;
+	uint16_t users[CORE_CAND_WHO_MAX + 1]; /* of each number: sessions that have it now */
+	bool used[CORE_CAND_WHO_MAX + 1];      /* the table may have something with it */
 };
 
 struct broker_store {

@@ -2,10 +2,15 @@
 /*
  * Candidate table.
  *
- * An entry keeps the upper 30 bits of the tag, and both buckets come from those: tags that
- * differ only in the other two are mistaken for each other. A wrong
- * count of 2 costs one slot that nobody shares, a lost count one merge that
- * comes later (I2 does not depend on either).
+ * A tag's bits are mixed first, one to one. The lower ten say where in a row of 1024
+ * buckets it goes, and an entry keeps the other 22. Of these so many as there are rows say
+ * which row, so a table grows from what it holds. The second choice lies in the same row, at a
+ * distance that the 22 bits say. Two tags at that distance are mistaken for each other (31
+ * bits of the tag count). A wrong twin costs one slot that nobody shares, a lost one a merge
+ * that comes later (I2 does not depend on either).
+ *
+ * Entry: 22 bits of the tag, 9 bits who (0: empty), 1 bit "another one before" (TWICE). The
+ * table of rounds has one who for all.
  *
  * The clock hand is the number of drops ever: it moves on by one with each. From the
  * hand on, a page seen once is dropped before one seen twice: what is known to
@@ -19,40 +24,51 @@
 
 #include <errno.h>
 
-#define CAND_VERSION 1
-#define CAND_BUCKETS_MIN 64u
+#define CAND_VERSION 2
 #define CAND_BUCKETS_MAX (1u << 30)
 #define CAND_LOAD_PERCENT 75
 #define CAND_FULL_PERCENT 85 /* two choices of sixteen: hardly anything is dropped yet */
-#define CAND_COUNT_MASK 3u
+#define CAND_ROW (CORE_CAND_BUCKETS_MIN - 1)
+#define CAND_TAG_MASK (~CAND_ROW)
+#define CAND_WHO_MASK (CAND_ROW & ~CAND_TWICE)
+#define CAND_WHO_SHIFT 1
+#define CAND_TWICE 1u
+#define CAND_ANYBODY 1u /* in the table of rounds */
 
 _Static_assert(sizeof(struct core_cand_header) <= CORE_CAND_HEADER_BYTES, "header too long");
 _Static_assert(sizeof(_Atomic uint32_t) == sizeof(uint32_t), "entries are plain words");
 
-/* Of the bits that an entry keeps, so that a table can grow from what it holds. */
-static uint64_t cand_mix(uint32_t tag)
-{
-	uint64_t x = ((tag | CAND_COUNT_MASK) + 1ull) * 0x9e3779b97f4a7c15ull;
+_Static_assert(CAND_WHO_MASK >> CAND_WHO_SHIFT == CORE_CAND_WHO_MAX, "who fits");
 
-	x ^= x >> 32;
-	x *= 0xd6e8feb86659fd93ull;
-	return x ^ (x >> 32);
+/* One to one, so that nothing is lost of the tag. */
+static uint32_t cand_mix(uint32_t x)
+{
+	x = (x ^ (x >> 16)) * 0x7feb352du;
+	x = (x ^ (x >> 15)) * 0x846ca68bu;
+	return x ^ (x >> 16);
 }
 
 struct cand_pair {
 	_Atomic uint32_t *bucket[2];
+	uint32_t kept; /* of the mixed tag, in an entry's place */
 };
+
+static uint32_t cand_apart(uint32_t kept)
+{
+	return (((kept >> 10) * 0x9e3779b1u) >> 22 & CAND_ROW) | 1;
+}
 
 static struct cand_pair cand_buckets(const struct core_cand *ct, uint32_t tag)
 {
-	uint64_t x = cand_mix(tag);
+	uint32_t x = cand_mix(tag);
 	/* Whatever the header says: within what is mapped. */
 	uint32_t mask = (atomic_load_explicit(&ct->header->active, memory_order_relaxed) - 1) &
 			(ct->buckets - 1);
-	struct cand_pair pair;
+	struct cand_pair pair = { .kept = x & CAND_TAG_MASK };
+	uint32_t first = x & mask;
 
-	pair.bucket[0] = ct->entries + (size_t)((uint32_t)x & mask) * CORE_CAND_WAYS;
-	pair.bucket[1] = ct->entries + (size_t)((uint32_t)(x >> 32) & mask) * CORE_CAND_WAYS;
+	pair.bucket[0] = ct->entries + (size_t)first * CORE_CAND_WAYS;
+	pair.bucket[1] = ct->entries + (size_t)(first ^ cand_apart(pair.kept)) * CORE_CAND_WAYS;
 	return pair;
 }
 
@@ -75,7 +91,7 @@ static void counter_add(_Atomic uint64_t *counter, uint64_t n)
 
 size_t core_cand_bytes(uint64_t max_pages)
 {
-	uint64_t buckets = CAND_BUCKETS_MIN;
+	uint64_t buckets = CORE_CAND_BUCKETS_MIN;
 	uint64_t pages_per_4_buckets = 4ull * CORE_CAND_WAYS * CAND_LOAD_PERCENT / 100;
 
 	while (buckets < CAND_BUCKETS_MAX && buckets / 4 * pages_per_4_buckets < max_pages)
@@ -97,7 +113,7 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes)
 	uint32_t buckets = 1;
 
 	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKET_BYTES)
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKETS_MIN * CORE_CAND_BUCKET_BYTES)
 		return -EINVAL;
 	room = (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES;
 	while (buckets < CAND_BUCKETS_MAX && buckets * (size_t)2 <= room)
@@ -121,20 +137,20 @@ int core_cand_attach(struct core_cand *ct, const void *mem, size_t bytes)
 	uint32_t buckets;
 
 	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKET_BYTES)
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKETS_MIN * CORE_CAND_BUCKET_BYTES)
 		return -EPROTO;
 	/* Read once: the other side may change it under our hands. */
 	buckets = header->buckets;
 	if (header->magic != CORE_CAND_MAGIC || header->version != CAND_VERSION)
 		return -EPROTO;
-	if (buckets == 0 || (buckets & (buckets - 1)) != 0 ||
+	if (buckets < CORE_CAND_BUCKETS_MIN || (buckets & (buckets - 1)) != 0 ||
 	    buckets > (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES)
 		return -EPROTO;
 	cand_view(ct, (void *)(uintptr_t)mem, buckets);
 	return 0;
 }
 
-static _Atomic uint32_t *cand_find(const struct cand_pair *pair, uint32_t tag)
+static _Atomic uint32_t *cand_find(const struct cand_pair *pair)
 {
 	unsigned i;
 
@@ -142,10 +158,20 @@ static _Atomic uint32_t *cand_find(const struct cand_pair *pair, uint32_t tag)
 		_Atomic uint32_t *entry = &pair->bucket[i / CORE_CAND_WAYS][i % CORE_CAND_WAYS];
 		uint32_t value = cand_load(entry);
 
-		if ((value & CAND_COUNT_MASK) != 0 && ((value ^ tag) & ~CAND_COUNT_MASK) == 0)
+		if ((value & CAND_WHO_MASK) != 0 && (value & CAND_TAG_MASK) == pair->kept)
 			return entry;
 	}
 	return NULL;
+}
+
+static bool cand_is_here(const struct core_cand *ct, unsigned who)
+{
+	return atomic_load_explicit(&ct->header->here[who / 64], memory_order_relaxed) >> who % 64 & 1;
+}
+
+static unsigned cand_who(uint32_t value)
+{
+	return (value & CAND_WHO_MASK) >> CAND_WHO_SHIFT;
 }
 
 /* An empty entry of the emptier bucket, or NULL. */
@@ -176,7 +202,7 @@ static _Atomic uint32_t *cand_find_victim(struct core_cand *ct, const struct can
 		unsigned at = (unsigned)(hand + i) % (2 * CORE_CAND_WAYS);
 		_Atomic uint32_t *entry = &pair->bucket[at / CORE_CAND_WAYS][at % CORE_CAND_WAYS];
 
-		if ((cand_load(entry) & CAND_COUNT_MASK) == 1)
+		if (!(cand_load(entry) & CAND_TWICE))
 			return entry;
 		if (!victim)
 			victim = entry;
@@ -184,33 +210,104 @@ static _Atomic uint32_t *cand_find_victim(struct core_cand *ct, const struct can
 	return victim;
 }
 
-unsigned core_cand_add(struct core_cand *ct, uint32_t tag)
+static void cand_put(struct core_cand *ct, const struct cand_pair *pair, unsigned who)
 {
-	struct cand_pair pair = cand_buckets(ct, tag);
-	_Atomic uint32_t *entry = cand_find(&pair, tag);
-	uint32_t value = (tag & ~CAND_COUNT_MASK) | 1;
+	_Atomic uint32_t *entry = cand_find_room(pair);
 
-	if (entry) {
-		cand_store(entry, (tag & ~CAND_COUNT_MASK) | 2);
-		/* Who sees that it has moved finds the entry. */
-		atomic_fetch_add_explicit(&ct->header->twins, 1, memory_order_release);
-		return 2;
-	}
-	entry = cand_find_room(&pair);
 	if (entry) {
 		counter_add(&ct->header->entries, 1);
 	} else {
-		entry = cand_find_victim(ct, &pair);
+		entry = cand_find_victim(ct, pair);
 		counter_add(&ct->header->dropped, 1);
 	}
-	cand_store(entry, value);
-	return 1;
+	cand_store(entry, pair->kept | who << CAND_WHO_SHIFT);
+}
+
+/* Who sees that `twins` has moved finds the entry. */
+static void cand_twice(struct core_cand *ct, _Atomic uint32_t *entry, uint32_t value)
+{
+	cand_store(entry, value | CAND_TWICE);
+	atomic_fetch_add_explicit(&ct->header->twins, 1, memory_order_release);
+}
+
+unsigned core_cand_add(struct core_cand *ct, uint32_t tag)
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+	_Atomic uint32_t *entry = cand_find(&pair);
+
+	if (!entry) {
+		cand_put(ct, &pair, CAND_ANYBODY);
+		return 1;
+	}
+	cand_twice(ct, entry, cand_load(entry));
+	return 2;
+}
+
+bool core_cand_report(struct core_cand *ct, uint32_t tag, unsigned who)
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+	_Atomic uint32_t *entry = cand_find(&pair);
+	uint32_t value;
+
+	if (!entry) {
+		cand_put(ct, &pair, who);
+		return false;
+	}
+	value = cand_load(entry);
+	if (cand_who(value) == who && (value & CAND_TWICE))
+		return false;
+	/* One who is gone has no page, but one before may still be here, and has to be told. */
+	if (!(value & CAND_TWICE) && !cand_is_here(ct, cand_who(value)) && cand_who(value) != who) {
+		cand_store(entry, pair.kept | who << CAND_WHO_SHIFT);
+		return false;
+	}
+	cand_twice(ct, entry, pair.kept | who << CAND_WHO_SHIFT);
+	return true;
+}
+
+void core_cand_here(struct core_cand *ct, unsigned who, bool here)
+{
+	_Atomic uint64_t *word = &ct->header->here[who / 64];
+	uint64_t bit = UINT64_C(1) << who % 64, value;
+
+	value = atomic_load_explicit(word, memory_order_relaxed);
+	atomic_store_explicit(word, here ? value | bit : value & ~bit, memory_order_relaxed);
+}
+
+void core_cand_sweep(struct core_cand *ct, uint32_t first, uint32_t count)
+{
+	_Atomic uint32_t *entry = ct->entries + (size_t)first * CORE_CAND_WAYS;
+	uint64_t gone = 0;
+
+	for (size_t n = (size_t)count * CORE_CAND_WAYS; n > 0; n--, entry++) {
+		uint32_t value = cand_load(entry);
+
+		if (value == 0 || cand_is_here(ct, cand_who(value)))
+			continue;
+		cand_store(entry, 0);
+		gone++;
+	}
+	counter_add(&ct->header->entries, -gone);
+}
+
+enum core_cand_seen core_cand_seen(const struct core_cand *ct, uint32_t tag, unsigned who)
+{
+	struct cand_pair pair = cand_buckets(ct, tag);
+	_Atomic uint32_t *entry = cand_find(&pair);
+	uint32_t value = entry ? cand_load(entry) : 0;
+	unsigned whose = cand_who(value);
+
+	if (whose == 0 || !cand_is_here(ct, whose))
+		return CORE_CAND_NOBODY;
+	if (whose != who)
+		return CORE_CAND_OTHER;
+	return value & CAND_TWICE ? CORE_CAND_OWN_TWICE : CORE_CAND_OWN;
 }
 
 void core_cand_remove(struct core_cand *ct, uint32_t tag)
 {
 	struct cand_pair pair = cand_buckets(ct, tag);
-	_Atomic uint32_t *entry = cand_find(&pair, tag);
+	_Atomic uint32_t *entry = cand_find(&pair);
 
 	if (!entry)
 		return;
@@ -237,10 +334,9 @@ void core_cand_prefetch(const struct core_cand *ct, uint32_t tag)
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag)
 {
 	struct cand_pair pair = cand_buckets(ct, tag);
-	_Atomic uint32_t *entry = cand_find(&pair, tag);
-	unsigned count = entry ? cand_load(entry) & CAND_COUNT_MASK : 0;
+	_Atomic uint32_t *entry = cand_find(&pair);
 
-	return count > 2 ? 2 : count;
+	return !entry ? 0 : cand_load(entry) & CAND_TWICE ? 2 : 1;
 }
 
 void core_cand_clear(struct core_cand *ct)
@@ -256,6 +352,8 @@ void core_cand_clear(struct core_cand *ct)
 
 void core_cand_begin_small(struct core_cand *ct, uint32_t buckets)
 {
+	if (buckets < CORE_CAND_BUCKETS_MIN)
+		buckets = CORE_CAND_BUCKETS_MIN;
 	if (buckets > ct->buckets)
 		buckets = ct->buckets;
 	atomic_store_explicit(&ct->header->active, buckets, memory_order_relaxed);
@@ -278,12 +376,9 @@ static void cand_split(struct core_cand *ct, uint32_t b, uint32_t by)
 
 	for (unsigned i = 0; i < CORE_CAND_WAYS; i++) {
 		uint32_t value = cand_load(&from[i]);
-		struct cand_pair pair;
 
-		if (value == 0)
-			continue;
-		pair = cand_buckets(ct, value);
-		if (pair.bucket[0] == from || pair.bucket[1] == from)
+		/* `by` is a whole number of rows, and both places are in the same one. */
+		if (value == 0 || !(value & CAND_TAG_MASK & by))
 			continue;
 		cand_store(&to[i], value);
 		cand_store(&from[i], 0);

@@ -4,20 +4,23 @@
  * unstable tree. In shared memory: the broker writes, clients only read.
  *
  * 64-byte buckets of sixteen 4-byte entries; a tag may live in either of two
- * buckets. An entry is 30 bits of the tag and a saturating count (1 or 2, 0 =
- * empty). A full pair of buckets loses the older entry at a clock hand: a lost
+ * buckets. An entry is a part of the tag (22 bits; its place tells nine of the others), who
+ * reported it last, and whether somebody else had before (0: empty). A full pair of buckets
+ * loses the older entry at a clock hand: a lost
  * fingerprint means a page that is merged later, nothing worse. Growth: the
  * writer is told that the table is crowded (core_cand_crowded) and starts a
  * fresh, larger one; there is nothing in it worth moving.
  *
- * The count is per *look* of a round: a round (core_cand_clear) begins when
- * every client reports each of its pages once, so a count of 2 means two pages,
- * not one page seen twice.
- *
  * There are two such tables of a store, one behind the other in one file. The
- * second, "standing", is for scanners: its rounds last as long as the table has
+ * first is of rounds: a round (core_cand_clear) begins when every client reports each of
+ * its pages once, so a count of 2 means two pages, not one page seen twice.
+ *
+ * The second, "standing", is for scanners: its rounds last as long as the table has
  * room, what is promoted is removed from it, and `twins` tells who has reported a
- * page that now somebody else has reported the same.
+ * page that now somebody else has reported the same. Clients come and go in that time, and
+ * report a page more than once (freed and built again, written and written back), so
+ * counting says nothing: a second page is what another client has reported that is still
+ * there. Each has a number (who) while it is; the header tells which are in use.
  */
 #ifndef SAMEPAGE_CORE_CANDIDATES_H
 #define SAMEPAGE_CORE_CANDIDATES_H
@@ -31,6 +34,8 @@
 #define CORE_CAND_HEADER_BYTES 4096
 #define CORE_CAND_WAYS 16
 #define CORE_CAND_BUCKET_BYTES (CORE_CAND_WAYS * sizeof(uint32_t))
+#define CORE_CAND_BUCKETS_MIN 1024u /* a tag's two places are in one row of so many */
+#define CORE_CAND_WHO_MAX 511u      /* clients that can be told apart: 1 to this */
 
 struct core_cand_header {
 	uint64_t magic;
@@ -42,6 +47,14 @@ struct core_cand_header {
 	_Atomic uint64_t twins; /* additions, ever, of what was there already */
 	_Atomic uint32_t active; /* buckets in use, a power of two */
 	uint32_t reserved;
+	_Atomic uint64_t here[(CORE_CAND_WHO_MAX + 1) / 64]; /* a bit for each who */
+};
+
+enum core_cand_seen {
+	CORE_CAND_NOBODY, /* nobody who is still here */
+	CORE_CAND_OWN,    /* the one who asks */
+	CORE_CAND_OWN_TWICE, /* the one who asks, and not for the first time, or as the second */
+	CORE_CAND_OTHER,
 };
 
 struct core_cand {
@@ -55,6 +68,17 @@ int core_cand_init(struct core_cand *ct, void *mem, size_t bytes);
 int core_cand_attach(struct core_cand *ct, const void *mem, size_t bytes);
 /* Writer: one more page with this tag; returns its count now (1 or 2). */
 unsigned core_cand_add(struct core_cand *ct, uint32_t tag);
+/*
+ * Writer, standing table: `who` (1 to CORE_CAND_WHO_MAX) has a page with this tag. True: that
+ * is news, for somebody has, or had, another.
+ */
+bool core_cand_report(struct core_cand *ct, uint32_t tag, unsigned who);
+/* Writer: from now on what `who` has reported counts; or nothing of it does. */
+void core_cand_here(struct core_cand *ct, unsigned who, bool here);
+/* Writer: drop what is of nobody who is here, from bucket `first` on, `count` of them. */
+void core_cand_sweep(struct core_cand *ct, uint32_t first, uint32_t count);
+/* Reader, standing table: whose page with this tag is known, to one who is `who`? */
+enum core_cand_seen core_cand_seen(const struct core_cand *ct, uint32_t tag, unsigned who);
 /* Writer: forget this tag (and those that the table cannot tell from it). */
 void core_cand_remove(struct core_cand *ct, uint32_t tag);
 /* The two buckets of the tag, CORE_CAND_BUCKET_BYTES each: all that add and remove touch. */
@@ -66,7 +90,7 @@ unsigned core_cand_count(const struct core_cand *ct, uint32_t tag);
 void core_cand_clear(struct core_cand *ct);
 /*
  * Writer: a table that follows the number of its entries. Begin with so many buckets (a
- * power of two), the rest untouched; grow doubles them, in place. full: it is time to.
+ * power of two, CORE_CAND_BUCKETS_MIN at least), the rest untouched; grow doubles them, in place. full: it is time to.
  */
 void core_cand_begin_small(struct core_cand *ct, uint32_t buckets);
 bool core_cand_full(const struct core_cand *ct);

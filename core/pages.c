@@ -131,6 +131,14 @@ static void note_change(struct core_pages_group *g, unsigned i, const struct cor
 	}
 }
 
+/* Anonymous memory that something is known of. */
+static bool is_own(const struct core_pages_group *g, unsigned i)
+{
+	enum core_page_state state = core_page_state(g, i);
+
+	return state == CORE_PAGE_FRESH || state == CORE_PAGE_KNOWN || state == CORE_PAGE_ASIDE;
+}
+
 enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,
 				   const struct core_page_seen *seen,
 				   const struct core_pages_clock *c, struct core_pages_sum *sum)
@@ -138,6 +146,10 @@ enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,
 	enum core_page_want want = CORE_PAGE_REST;
 	enum core_page_state state;
 
+	if (seen->swapped && is_own(g, i)) {
+		sum->pages[core_page_state(g, i)]++;
+		return CORE_PAGE_REST;
+	}
 	if (!seen->present) {
 		/* A merged page that nobody has written is none of its own. */
 		if (core_page_state(g, i) != CORE_PAGE_MERGED)
@@ -165,8 +177,10 @@ bool core_page_hashed(struct core_pages_group *g, unsigned i, uint32_t tag, bool
 	unsigned level = core_page_level(g, i);
 
 	g->tag[i] = tag;
-	if (!same)
+	if (!same) {
 		g->state[i] &= (uint8_t)~REPORTED;
+		core_page_pair_is(g, i, CORE_PAGE_ALONE);
+	}
 	if (same || !blind)
 		return true;
 	/* Asked only after its wait: each change that is found counts. */
@@ -179,9 +193,17 @@ bool core_page_hashed(struct core_pages_group *g, unsigned i, uint32_t tag, bool
 
 void core_page_known(struct core_pages_group *g, unsigned i, bool reported)
 {
+	if (core_page_state(g, i) != CORE_PAGE_KNOWN)
+		g->when[i] = CORE_PAGE_ALONE;
 	set(g, i, CORE_PAGE_KNOWN, core_page_level(g, i));
 	if (reported)
 		g->state[i] |= REPORTED;
+}
+
+void core_page_pair_is(struct core_pages_group *g, unsigned i, enum core_page_pair pair)
+{
+	if (core_page_state(g, i) == CORE_PAGE_KNOWN)
+		g->when[i] = (uint8_t)pair;
 }
 
 void core_page_merged(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c)

@@ -6,7 +6,9 @@
  *
  *   gone      not present, or never seen
  *   fresh     new or changed; must stay unchanged for its wait before it is hashed
- *   known     hashed, its fingerprint reported; nobody has the same so far
+ *   known     hashed, its fingerprint reported; nobody has the same so far. Where the table
+ *             has it of us already (another page of ours, or one that is gone), enum
+ *             core_page_pair is kept in place of the time
  *   merged    maps a slot of the store (tag: when that was, in msec)
  *   aside     cannot be merged for now (pinned, shared by fork ...): asked again later
  *   broken    was merged, then written: stays in its mapping of the store
@@ -20,6 +22,9 @@
  *   broken -> fresh, when it was brought home (anonymous memory again)
  *   any    -> merged or broken, when it turns out to lie in a mapping of the store (of another
  *             broker's time, inherited, or merged for a caller)
+ *
+ * A page in swap (or on its way from one place in memory to another) keeps what is known
+ * of it: it comes back as it was.
  *
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
@@ -60,9 +65,18 @@ struct core_pages_group {
 	uint8_t state[CORE_PAGES_GROUP]; /* 3 bits of state, 1 reported, 4 of level */
 };
 
+/* Of a known page: is there another of our own? */
+enum core_page_pair {
+	CORE_PAGE_ALONE,
+	CORE_PAGE_SUSPECT, /* the table has it of us: to be looked for */
+	CORE_PAGE_TWIN,    /* there is */
+	CORE_PAGE_CHECKED, /* there was none, or it is that one's turn */
+};
+
 /* What one look of the tracker saw of a page. */
 struct core_page_seen {
 	bool present; /* anonymous, not the zero page, not in swap */
+	bool swapped; /* in swap */
 	bool changed; /* since the look before; with blind: not known */
 	bool blind;   /* the tracker cannot tell: hash, and compare with the tag */
 	uint32_t before_msec; /* when it was last looked at to see whether it is present */
@@ -103,6 +117,12 @@ static inline bool core_page_reported(const struct core_pages_group *g, unsigned
 	return g->state[i] & 8;
 }
 
+static inline enum core_page_pair core_page_pair(const struct core_pages_group *g, unsigned i)
+{
+	return core_page_state(g, i) == CORE_PAGE_KNOWN ? (enum core_page_pair)g->when[i]
+							: CORE_PAGE_ALONE;
+}
+
 uint32_t core_pages_wait_msec(const struct core_pages_clock *c, unsigned level);
 /* One page of a look. Adds to *sum. */
 enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,
@@ -118,6 +138,7 @@ bool core_page_hashed(struct core_pages_group *g, unsigned i, uint32_t tag, bool
 		      const struct core_pages_clock *c);
 /* What became of it. */
 void core_page_known(struct core_pages_group *g, unsigned i, bool reported);
+void core_page_pair_is(struct core_pages_group *g, unsigned i, enum core_page_pair pair);
 void core_page_merged(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_aside(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);
 void core_page_changed(struct core_pages_group *g, unsigned i, const struct core_pages_clock *c);

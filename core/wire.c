@@ -26,6 +26,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "core/candidates.h"
 #include "core/domain.h"
 #include "core/index.h"
 
@@ -225,7 +226,7 @@ static bool welcome_ok(const unsigned char *p)
 {
 	return (U32(p, core_wire_welcome, flags) &
 		~(CORE_WIRE_WELCOME_HAS_UFFD | CORE_WIRE_WELCOME_PAUSED)) == 0 &&
-	       U32(p, core_wire_welcome, reserved) == 0;
+	       U32(p, core_wire_welcome, who) <= CORE_CAND_WHO_MAX;
 }
 
 static bool request_ok(const unsigned char *p)

@@ -21,7 +21,7 @@
 #include "samepage.h"
 
 #define CORE_WIRE_MAGIC 0x47504d53u /* "SMPG" */
-#define CORE_WIRE_VERSION 2
+#define CORE_WIRE_VERSION 3
 #define CORE_WIRE_BYTES_MAX 16384
 #define CORE_WIRE_FDS_MAX 4
 #define CORE_WIRE_NAME_BYTES 64 /* NUL-terminated domain name or command name */
@@ -82,7 +82,7 @@ struct core_wire_welcome {
 	uint64_t layout_seed; /* random per domain: for samepage run --layout shared */
 	uint64_t generation;
 	uint32_t broker_pid;
-	uint32_t reserved;
+	uint32_t who; /* the client's number in the standing table; control programs: 0 */
 	struct core_scan_config scan; /* for background scanning; cand's fd holds two tables */
 };
 #define CORE_WIRE_WELCOME_HAS_UFFD 0x1u

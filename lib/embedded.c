@@ -94,6 +94,7 @@ static int embedded_connect(struct proc_link *link)
 	link->index = *broker_store_index(em->store);
 	link->cand = *broker_store_cand(em->store);
 	link->standing = *broker_store_standing_cand(em->store);
+	link->who = broker_store_standing_join(em->store);
 	link->connected = true;
 	em->kept = 0;
 	keep_from_children(em);
@@ -134,7 +135,7 @@ static int embedded_tags_standing(struct proc_link *link, const uint32_t *tag, u
 				  uint64_t round)
 {
 	(void)round; /* nothing is under way when it ends */
-	broker_store_standing(of(link)->store, tag, count, sys_now_usec());
+	broker_store_standing(of(link)->store, link->who, tag, count, sys_now_usec());
 	return 0;
 }
 

@@ -21,6 +21,9 @@ struct samepage {
 	struct proc_engine *engine;
 };
 
+/* Of the preload library, where it is (shim/uffd.c): its scanner lets go of the range. */
+extern void samepage_preload_leave(void *addr, size_t bytes) __attribute__((weak));
+
 #define KNOWN_FLAGS SAMEPAGE_EMBEDDED
 
 static int check_options(const struct samepage_options *o)
@@ -119,6 +122,8 @@ int samepage_merge(struct samepage *handle, void *addr, size_t bytes, uint32_t f
 		memset(result, 0, sizeof(*result));
 	if (start == end)
 		return 0;
+	if (samepage_preload_leave)
+		samepage_preload_leave(addr, end - start);
 	return proc_engine_merge(handle->engine, start, end,
 				 PROC_WANT_CONTRACT |
 					 (flags & SAMEPAGE_MERGE_QUIESCENT ? PROC_WANT_QUIET : 0),

@@ -2,7 +2,8 @@
 /*
  * What the scanner remembers: an array of chunks, a hash table from address to chunk, and
  * an array of groups of 64 pages. All of it in mappings of our own that double when they
- * are full; the engine's thread alone uses them.
+ * are full, and are moved to smaller ones when a quarter is in use (scan_shrink); the
+ * engine's thread alone uses them.
  */
 #include <string.h>
 
@@ -235,6 +236,93 @@ void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i)
 	s->group_free = k->group[i];
 	k->group[i] = 0;
 	s->groups_used--;
+}
+
+/* --- giving back ----------------------------------------------------------- */
+
+/* Worth it? Then what is left has room to double before it is moved again. */
+static bool too_large(uint32_t used, uint32_t room)
+{
+	return room > ROOM_FIRST && used < room / 4;
+}
+
+static uint32_t room_for(uint32_t used)
+{
+	uint32_t room = ROOM_FIRST;
+
+	while (room < used * 2)
+		room *= 2;
+	return room;
+}
+
+/* No memory: it stays as it is. */
+static void shrink_array(void **array, uint32_t used, uint32_t *room, size_t element_bytes)
+{
+	uint32_t less = room_for(used);
+	void *p;
+
+	if (!too_large(used, *room))
+		return;
+	p = proc_arena_alloc_far(less * element_bytes);
+	if (!p)
+		return;
+	memcpy(p, *array, used * element_bytes);
+	proc_arena_free(*array, *room * element_bytes);
+	*array = p;
+	*room = less;
+}
+
+/* Those in use move together; free ones lie among them. */
+static void shrink_groups(struct proc_scan *s)
+{
+	uint32_t room = room_for(s->groups_used), n = 0;
+	struct core_pages_group *to;
+
+	if (s->groups < ROOM_FIRST / 4 || s->groups_used > s->groups / 4)
+		return;
+	to = proc_arena_alloc_far(room * sizeof(*to));
+	if (!to)
+		return;
+	for (uint32_t c = 0; c < s->chunks; c++) {
+		struct scan_chunk *k = &s->chunk[c];
+
+		for (unsigned i = 0; i < SCAN_GROUPS; i++) {
+			if (!k->group[i])
+				continue;
+			to[n] = s->group[k->group[i] - 1];
+			k->group[i] = ++n;
+		}
+	}
+	proc_arena_free(s->group, s->groups_room * sizeof(*s->group));
+	s->group = to;
+	s->groups = n;
+	s->groups_room = room;
+	s->group_free = 0;
+}
+
+static void shrink_table(struct proc_scan *s)
+{
+	uint32_t slots = 4 * room_for(s->chunks), *table;
+
+	if (slots >= s->slots / 2)
+		return;
+	table = proc_arena_alloc_far(slots * sizeof(*table));
+	if (!table)
+		return;
+	proc_arena_free(s->slot, s->slots * sizeof(*s->slot));
+	s->slot = table;
+	s->slots = slots;
+	for (uint32_t i = 0; i < s->chunks; i++)
+		s->slot[find(s, s->chunk[i].base)] = i + 1;
+}
+
+void scan_shrink(struct proc_scan *s)
+{
+	shrink_groups(s);
+	shrink_table(s);
+	shrink_array((void **)&s->chunk, s->chunks, &s->chunks_room, sizeof(*s->chunk));
+	shrink_array((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region));
+	shrink_array((void **)&s->old, s->regions, &s->old_room, sizeof(*s->old));
 }
 
 /* --- all of it ------------------------------------------------------------- */

@@ -206,6 +206,9 @@ static void take_call(struct proc_engine *e)
 		if (e->kernel && e->call.error == 0)
 			e->call.error = kernel_home(e->call.start, e->call.end);
 		break;
+	case PROC_CALL_LEAVE:
+		proc_scan_leave(e, e->call.start, e->call.end);
+		break;
 	case PROC_CALL_NONE:
 		break;
 	}
@@ -639,7 +642,7 @@ void proc_engine_forbid_freezing(struct proc_engine *e)
 		e->no_freeze = true;
 }
 
-int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
+static int range_call(struct proc_engine *e, enum proc_call_kind kind, uint64_t start, uint64_t end)
 {
 	sigset_t saved;
 	int err;
@@ -650,9 +653,19 @@ int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
 	e->call.start = start;
 	e->call.end = end;
 	/* No new thread for that: malloc may not work in such a child (shim/fork.c). */
-	err = atomic_load(&e->state) == PROC_DEAD ? -ECANCELED : post(e, PROC_CALL_HOME);
+	err = atomic_load(&e->state) == PROC_DEAD ? -ECANCELED : post(e, kind);
 	leave(e, &saved);
 	return err;
+}
+
+int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	return range_call(e, PROC_CALL_HOME, start, end);
+}
+
+int proc_engine_leave(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	return range_call(e, PROC_CALL_LEAVE, start, end);
 }
 
 bool proc_engine_kernel(const struct proc_engine *e)

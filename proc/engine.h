@@ -104,6 +104,8 @@ void proc_engine_forbid_freezing(struct proc_engine *e);
  * 0; -EBUSY: some of it is pinned for DMA or must not be touched; -ENOMEM, -EPERM.
  */
 int proc_engine_home(struct proc_engine *e, uint64_t start, uint64_t end);
+/* The scanner does not watch the range any more, until it finds it wanted and owned again. */
+int proc_engine_leave(struct proc_engine *e, uint64_t start, uint64_t end);
 /* A filter of the program's forbids the fork that finds pinned pages (retreat.c). */
 void proc_engine_without_fork(void);
 /* Is memory registered for tracking writes? Then it must be brought home for others' use. */

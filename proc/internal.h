@@ -40,6 +40,7 @@
 #define PROC_TURN_PAGES 256u
 #define PROC_RING_PAGES PROC_CHUNK_PAGES
 #define PROC_OWNED_MAX 512u
+#define PROC_PAIRS_ROOM 32768u
 #define PROC_SEGMENTS_FEW 4u
 #define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
 #define PROC_STORE_PREFIX "/memfd:samepage-store"
@@ -53,6 +54,7 @@ struct proc_link {
 	struct core_index index;
 	struct core_cand cand;     /* of rounds */
 	struct core_cand standing; /* of scanners */
+	unsigned who;              /* our number there */
 	struct core_scan_config scan; /* what the broker says; all 0 without one */
 	uint8_t *ring; /* PROC_RING_PAGES pages */
 	int poll_fd;   /* readable when the broker wants something, or -1 */
@@ -111,6 +113,8 @@ struct proc_work {
 	uint32_t miss_slot[PROC_RING_PAGES];
 	uint8_t miss_reason[PROC_RING_PAGES];
 	uint32_t tags_out[CORE_WIRE_TAGS_MAX];
+	uint32_t pair_tag[PROC_PAIRS_ROOM]; /* scan_pairs.c; 0: empty */
+	uint8_t pair_seen[PROC_PAIRS_ROOM];
 	char maps_buf[65536];
 	char count_buf[16384]; /* for a walk inside a walk */
 	_Alignas(8) uint8_t packet[CORE_WIRE_BYTES_MAX];
@@ -122,6 +126,7 @@ enum proc_call_kind {
 	PROC_CALL_STATS,
 	PROC_CALL_STOP_FREEZING,
 	PROC_CALL_HOME,
+	PROC_CALL_LEAVE,
 };
 
 /* The mailbox: one call at a time, guarded by call_lock. */

@@ -297,7 +297,7 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 	const struct core_wire_welcome *w = (const void *)b->room->in;
 	struct shared *const to[] = { &b->index, &b->cand, &b->ring };
 
-	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES ||
+	if (nfds < 3 || w->ring_pages < PROC_RING_PAGES || w->who == 0 ||
 	    !take_bytes(&b->index, w->index_bytes) || !take_bytes(&b->cand, 2 * w->cand_bytes) ||
 	    !take_bytes(&b->ring, PROC_RING_PAGES * sys_page_bytes()))
 		return -EPROTO;
@@ -310,6 +310,7 @@ static int take_welcome(struct broker_link *b, int fds[CORE_WIRE_FDS_MAX], unsig
 		fds[3] = -1;
 	}
 	b->link.scan = w->scan;
+	b->link.who = w->who;
 	/* What an earlier broker said holds: a new one knows nothing of it. */
 	b->link.paused |= (w->flags & CORE_WIRE_WELCOME_PAUSED) != 0;
 	return link_wake(&b->link);

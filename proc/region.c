@@ -265,6 +265,25 @@ static int each(const struct sys_vma *v, void *arg)
 	return 0;
 }
 
+/*
+ * Lock held. Where the program has unmapped or discarded something, what is known may be of
+ * pages that are gone; that nothing was written there says nothing. A whole look tells.
+ */
+static void look_again(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+	uint32_t now = scan_now_msec(s, sys_now_usec());
+
+	for (uint32_t c = 0; c < s->chunks; c++) {
+		struct scan_chunk *k = &s->chunk[c];
+
+		if (!proc_mem_watch_touched(&s->watch, k->base, k->base + scan_chunk_bytes(e)))
+			continue;
+		k->looks = 0;
+		k->due_msec = now;
+	}
+}
+
 /* Is it time, and is there a reason? Asks the heap how large it is by now. */
 static bool due(struct proc_engine *e, uint64_t now)
 {
@@ -279,6 +298,7 @@ static bool due(struct proc_engine *e, uint64_t now)
 	changed = s->watch.generation != s->regions_generation || s->armed_uffd != e->uffd;
 	if (changed) {
 		s->regions_generation = s->watch.generation;
+		look_again(e);
 		core_rangeset_free(&s->watch.touched);
 		s->watch.everything = false;
 	}

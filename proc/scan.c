@@ -109,6 +109,8 @@ static void start_over(struct proc_engine *e)
 	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
+	s->suspects = 0;
+	s->pairs_at_usec = 0;
 	s->home_at_usec = 0;
 	s->home_idle = 0;
 	s->home_from = 0;
@@ -204,6 +206,7 @@ static void look_at_pages(struct proc_engine *e, struct scan_look *look)
 		unsigned g = i / CORE_PAGES_GROUP;
 		struct core_page_seen seen = {
 			.present = look->seen[i] & SCAN_PRESENT,
+			.swapped = look->seen[i] & SCAN_SWAPPED,
 			.changed = look->seen[i] & SCAN_CHANGED,
 			.before_msec = k->seen_msec,
 			/* News is no reason to hash all again. */
@@ -474,9 +477,11 @@ static void work(struct proc_engine *e, uint64_t now)
 	new_round(e);
 	if (!e->kernel) {
 		scan_news(e);
+		scan_pairs(e);
 		scan_home(e);
 	}
 	if (look_at_chunks(e)) {
+		scan_shrink(s);
 		sleep_until_due(e, sys_now_usec());
 		proc_segments_unmap(e);
 		if (s->ring_used)

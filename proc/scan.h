@@ -13,7 +13,8 @@
  *   merging   those that kept still are hashed and looked up; who finds his page in the
  *             standing table of candidates promotes it; who finds it in the index merges
  *             it; the rest is reported to the table and asked about again when somebody
- *             else has reported or published something ("news")
+ *             else has reported or published something ("news"). What the table has of us
+ *             already is looked for among our own pages (scan_pairs.c)
  *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
  *
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
@@ -81,6 +82,7 @@ enum scan_want {
 	SCAN_HASH,
 	SCAN_PLANNED, /* known; the slot was found by its fingerprint */
 	SCAN_TWIN,    /* hashed; would be promoted if its huge page were split */
+	SCAN_OWN,     /* hashed; we have reported the same, of this page or another */
 };
 
 /*
@@ -136,6 +138,8 @@ struct proc_scan {
 	uint64_t news_published, news_twins; /* up to which everything was asked */
 	uint64_t news_at_usec;
 	uint32_t news_idle;
+	uint32_t suspects; /* known pages that may have another of our own; more or less */
+	uint64_t pairs_at_usec; /* not looked for before */
 	uint64_t home_at_usec; /* broken pages are not brought home before */
 	uint32_t home_idle;
 	uint32_t home_pieces; /* at most, at once */
@@ -168,6 +172,8 @@ struct core_pages_group *scan_group_make(struct proc_scan *s, struct scan_chunk 
 void scan_group_free(struct proc_scan *s, struct scan_chunk *k, unsigned i);
 /* Room for one more element of an array; false: no memory. */
 bool scan_room(void **array, uint32_t count, uint32_t *room, size_t element_bytes);
+/* What is hardly used any more goes back; no pointer to a chunk or a group holds after it. */
+void scan_shrink(struct proc_scan *s);
 void scan_forget_all(struct proc_scan *s);
 uint64_t scan_bytes(const struct proc_scan *s);
 
@@ -205,5 +211,9 @@ void scan_kernel_count(const struct proc_engine *e, struct core_scan_counters *n
 void scan_reports_send(struct proc_engine *e);
 /* Tags that others have reported or published meanwhile. */
 void scan_news(struct proc_engine *e);
+
+/* scan_pairs.c: pages of our own that have the same contents */
+void scan_suspect(struct proc_scan *s, struct core_pages_group *g, unsigned i);
+void scan_pairs(struct proc_engine *e);
 
 #endif

@@ -4,9 +4,10 @@
  * note for each page what came of it.
  *
  * Promotion. A page goes into the store when the standing table has its fingerprint from
- * somebody else (count 2, or 1 and we never reported it); otherwise it is reported there.
- * Others find out by asking again about the fingerprints that they keep, without reading
- * a page (scan_news).
+ * somebody else who is still there, or when we have another one (scan_pairs.c); otherwise it
+ * is reported there. Others find out by asking again about the fingerprints that they keep,
+ * without reading a page (scan_news). What we have reported ourselves says nothing: it may
+ * be of this very page, before it was freed or written and is now as it was.
  *
  * A look that promotes nothing comes first where that may not be worth while (`dry`):
  *
@@ -44,13 +45,18 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	return core_page_hashed(g, IN_GROUP(i), e->work->tag[i], blind, &look->clock);
 }
 
-/* look.c asks, page not in the index: has somebody else one like it? */
+/* look.c asks, page not in the index: is there another one like it? */
 bool proc_scan_has_twin(struct proc_engine *e, struct scan_look *look, uint32_t i)
 {
 	const struct core_pages_group *g = group_of(e->scan, look, i);
-	unsigned count = core_cand_count(&e->link->standing, e->work->tag[i]);
+	enum core_cand_seen seen = core_cand_seen(&e->link->standing, e->work->tag[i],
+						  e->link->who);
 
-	return count > (core_page_reported(g, IN_GROUP(i)) ? 1u : 0u);
+	if (seen == CORE_CAND_OTHER || core_page_pair(g, IN_GROUP(i)) == CORE_PAGE_TWIN)
+		return true;
+	if (seen != CORE_CAND_NOBODY && !core_page_reported(g, IN_GROUP(i)))
+		look->want[i] = SCAN_OWN;
+	return false;
 }
 
 /* look.c tells: it has, but nothing is promoted in this look. */
@@ -79,9 +85,22 @@ static void report(struct proc_engine *e, uint32_t tag)
 
 /* --- plan ---------------------------------------------------------------------- */
 
-/* A known page, by the fingerprint that we keep: is it in the store by now? */
-static void plan_known(struct proc_engine *e, struct scan_look *look, uint32_t i, uint32_t tag)
+/* A known page, by the fingerprint that we keep: is there another one? */
+static bool has_twin(struct proc_engine *e, struct core_pages_group *g, unsigned i)
 {
+	enum core_cand_seen seen = core_cand_seen(&e->link->standing, g->tag[i], e->link->who);
+
+	/* Reported twice before the table could say so the second time. */
+	if (seen == CORE_CAND_OWN_TWICE && core_page_pair(g, i) == CORE_PAGE_ALONE)
+		scan_suspect(e->scan, g, i);
+	return seen == CORE_CAND_OTHER || core_page_pair(g, i) == CORE_PAGE_TWIN;
+}
+
+/* A known page, by the fingerprint that we keep: is it in the store by now? */
+static void plan_known(struct proc_engine *e, struct scan_look *look, uint32_t i,
+		       struct core_pages_group *g)
+{
+	uint32_t tag = g->tag[IN_GROUP(i)];
 	struct core_plan_page *p = &e->work->plan[i];
 	uint32_t slots[CORE_INDEX_MATCHES_MAX];
 	unsigned n = core_index_lookup(&e->link->index, tag, slots, CORE_INDEX_MATCHES_MAX);
@@ -90,7 +109,7 @@ static void plan_known(struct proc_engine *e, struct scan_look *look, uint32_t i
 		*p = (struct core_plan_page){ .kind = CORE_PLAN_SLOT, .slot = slots[0] };
 		e->work->tag[i] = tag;
 		look->want[i] = SCAN_PLANNED;
-	} else if (n > 1 || core_cand_count(&e->link->standing, tag) > 1) {
+	} else if (n > 1 || has_twin(e, g, IN_GROUP(i))) {
 		look->want[i] = SCAN_HASH;
 	}
 }
@@ -98,11 +117,11 @@ static void plan_known(struct proc_engine *e, struct scan_look *look, uint32_t i
 static void plan_news(struct proc_engine *e, struct scan_look *look)
 {
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
-		const struct core_pages_group *g = group_of(e->scan, look, i);
+		struct core_pages_group *g = group_of(e->scan, look, i);
 
 		if (g && core_page_state(g, IN_GROUP(i)) == CORE_PAGE_KNOWN &&
 		    look->want[i] == SCAN_REST && (look->seen[i] & SCAN_PRESENT))
-			plan_known(e, look, i, g->tag[IN_GROUP(i)]);
+			plan_known(e, look, i, g);
 	}
 }
 
@@ -282,9 +301,11 @@ static void note_skipped(struct proc_engine *e, struct scan_look *look, struct c
 	case SAMEPAGE_REASON_STOPPED:
 		break;
 	case SAMEPAGE_REASON_UNIQUE:
-		if (!core_page_reported(g, IN_GROUP(i)))
+		if (!core_page_reported(g, IN_GROUP(i)) && look->want[i] != SCAN_OWN)
 			report(e, g->tag[IN_GROUP(i)]);
 		core_page_known(g, IN_GROUP(i), true);
+		if (look->want[i] == SCAN_OWN)
+			scan_suspect(e->scan, g, IN_GROUP(i));
 		break;
 	case SAMEPAGE_REASON_CHANGED:
 	case SAMEPAGE_REASON_VANISHED:
@@ -447,15 +468,16 @@ static bool published(struct proc_engine *e, const struct core_pages_group *g)
 	return false;
 }
 
-static bool seen_twice(struct proc_engine *e, const struct core_pages_group *g)
+static bool seen_twice(struct proc_engine *e, struct core_pages_group *g)
 {
+	bool any = false;
+
 	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
 		if (is_known(g, i))
 			core_cand_prefetch(&e->link->standing, g->tag[i]);
 	for (unsigned i = 0; i < CORE_PAGES_GROUP; i++)
-		if (is_known(g, i) && core_cand_count(&e->link->standing, g->tag[i]) > 1)
-			return true;
-	return false;
+		any |= is_known(g, i) && has_twin(e, g, i);
+	return any;
 }
 
 /* In which chunks? What has not moved is not asked. */
@@ -470,7 +492,7 @@ static uint32_t find_news(struct proc_engine *e, bool index, bool table)
 		if (!k->pages[CORE_PAGE_KNOWN] || k->news)
 			continue;
 		for (unsigned j = 0; j < SCAN_GROUPS && !k->news; j++) {
-			const struct core_pages_group *g = scan_group(s, k, j);
+			struct core_pages_group *g = scan_group(s, k, j);
 
 			k->news = g && ((index && published(e, g)) || (table && seen_twice(e, g)));
 		}

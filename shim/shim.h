@@ -108,6 +108,8 @@ bool shim_filtered(void);
 /* Merged memory there becomes plain anonymous memory, not owned (uffd.c). No lock held.
  * 0, -ENOMEM, -EBUSY. */
 int shim_bring_home(const struct shim_range *range);
+/* Not interposed, but asked for by name. */
+void samepage_preload_leave(void *addr, size_t bytes);
 /* After an open(2): fd, whatever it is. Programs that open their own memory (open.c). */
 int shim_opened(const char *path, int fd);
 long shim_ioctl(int fd, unsigned long request, long arg);

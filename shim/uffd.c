@@ -51,6 +51,45 @@ int shim_bring_home(const struct shim_range *range)
 	return err == 0 || err == -ENOMEM ? err : -EBUSY;
 }
 
+/* Lock held. Could our scanner be at it? */
+static bool wanted_there(const struct shim_range *range)
+{
+	struct core_range owned;
+	uint64_t at = range->start;
+
+	while (at < range->end && proc_mem_owned_copy(at, &owned, 1) && owned.start < range->end) {
+		if (!(owned.attr & PROC_OWN_REFUSED))
+			return true;
+		at = owned.end;
+	}
+	return false;
+}
+
+/*
+ * For libsamepage in the program (lib/samepage.c): an engine of its own is about to merge the
+ * range. What our scanner watches is registered with our userfaultfd, so it would merge
+ * nothing there. From here on the range is the handle's: to the scanner it is refused, until
+ * the program advises it.
+ */
+SHIM_EXPORT void samepage_preload_leave(void *addr, size_t bytes)
+{
+	struct proc_mem_guard guard;
+	struct shim_range range;
+	bool watched;
+
+	if (!shim_is_ready() || !shim_range_of(addr, bytes, &range))
+		return;
+	proc_mem_lock(&guard);
+	watched = wanted_there(&range) && proc_scan_watches(shim_engine());
+	if (watched) {
+		proc_mem_own_attr(range.start, range.end, PROC_OWN_REFUSED, PROC_OWN_ADVISED);
+		proc_mem_touched(range.start, range.end);
+	}
+	proc_mem_unlock(&guard);
+	if (watched)
+		(void)proc_engine_leave(shim_engine(), range.start, range.end);
+}
+
 /* Is, or was, a userfaultfd asked to tell of forks? */
 static _Atomic bool tells_of_forks;
 

@@ -18,6 +18,7 @@
 #include "world.h"
 
 #define SECOND UINT64_C(1000000)
+#define ME 1u /* a number, as a session has */
 #define TAGS_OF_WORLD 196608u /* what store_of() gets has this room, at 75 % */
 
 static uint32_t random_tag(uint32_t i)
@@ -42,7 +43,7 @@ static void report(struct world *w, uint32_t from, uint32_t n, uint64_t now)
 	for (uint32_t i = from; i < from + n; i++) {
 		uint32_t tag = random_tag(i);
 
-		broker_store_standing(w->st, &tag, 1, now);
+		broker_store_standing(w->st, ME, &tag, 1, now);
 	}
 }
 
@@ -67,7 +68,7 @@ static void test_apart(void **state)
 	at_first = blocks(&w);
 	assert_true(at_first * 512 <= (off_t)(4 * w.page));
 	broker_store_tags(w.st, round, 2);
-	broker_store_standing(w.st, still, 1, SECOND);
+	broker_store_standing(w.st, ME, still, 1, SECOND);
 	assert_int_equal(core_cand_count(standing(&w), round[0]), 0);
 	assert_int_equal(core_cand_count(broker_store_cand(w.st), still[0]), 0);
 	broker_store_round(w.st);
@@ -94,12 +95,12 @@ static void test_promoted(void **state)
 		bt_fill(w.ring, 4, i);
 		tag[i] = core_hash_tag(core_hash_page(w.ring, w.page, 11));
 	}
-	broker_store_standing(w.st, tag, 3, SECOND);
+	broker_store_standing(w.st, ME, tag, 3, SECOND);
 	assert_int_equal(promote(&w, 4, 0, 2), 2);
 	assert_int_equal(core_cand_count(standing(&w), tag[0]), 0);
 	assert_int_equal(core_cand_count(standing(&w), tag[1]), 0);
 	assert_int_equal(core_cand_count(standing(&w), tag[2]), 1);
-	broker_store_standing(w.st, tag, 1, SECOND); /* by who did not know yet */
+	broker_store_standing(w.st, ME, tag, 1, SECOND); /* by who did not know yet */
 	assert_int_equal(core_cand_count(standing(&w), tag[0]), 1);
 	assert_int_equal(promote(&w, 4, 0, 1), 0);
 	assert_int_equal(core_cand_count(standing(&w), tag[0]), 0);
@@ -142,10 +143,14 @@ static void test_crowded(void **state)
 static void test_stale(void **state)
 {
 	struct world w;
+	unsigned other;
 
 	world_new(&w, 1000);
+	assert_int_equal(broker_store_standing_join(w.st), ME);
+	other = broker_store_standing_join(w.st);
+	assert_int_not_equal(other, ME);
 	report(&w, 0, 100, SECOND);
-	broker_store_standing_gone(w.st, 100);
+	broker_store_standing_leave(w.st, other, 100);
 	report(&w, 100, 1, 100 * SECOND);
 	assert_int_equal(counter(&standing(&w)->header->round), 0);
 	report(&w, 200, 70000, 101 * SECOND); /* 100 settled, many more than that now */
@@ -155,10 +160,45 @@ static void test_stale(void **state)
 	report(&w, 70000, 1, 300 * SECOND);
 	report(&w, 70001, 1, 301 * SECOND);
 	assert_int_equal(counter(&standing(&w)->header->round), 1);
-	broker_store_standing_gone(w.st, 50000);
+	broker_store_standing_leave(w.st, broker_store_standing_join(w.st), 50000);
 	report(&w, 70002, 1, 302 * SECOND);
 	assert_int_equal(counter(&standing(&w)->header->round), 2);
 	assert_int_equal(stats_of(&w).standing, 0);
+	world_free(&w);
+}
+
+/*
+ * A number is somebody else's only when nothing with it is in the table, which is swept
+ * when many are to be had by that; and when there are none, some have the same.
+ */
+static void test_numbers(void **state)
+{
+	struct world w;
+	uint32_t tag = random_tag(0);
+	unsigned who;
+
+	world_new(&w, 1000);
+	assert_int_equal(broker_store_standing_join(w.st), ME);
+	broker_store_standing(w.st, ME, &tag, 1, SECOND);
+	for (unsigned i = 1; i < CORE_CAND_WHO_MAX; i++) {
+		tag = random_tag(i);
+		who = broker_store_standing_join(w.st);
+		assert_int_not_equal(who, ME);
+		broker_store_standing(w.st, who, &tag, 1, SECOND);
+		assert_int_equal(core_cand_seen(standing(&w), tag, ME), CORE_CAND_OTHER);
+		broker_store_standing_leave(w.st, who, 1);
+		assert_int_equal(core_cand_seen(standing(&w), tag, ME), CORE_CAND_NOBODY);
+		assert_int_equal(stats_of(&w).standing, i + 1);
+	}
+	who = broker_store_standing_join(w.st);
+	assert_int_not_equal(who, ME);
+	assert_int_equal(stats_of(&w).standing, 1);
+	assert_int_equal(core_cand_seen(standing(&w), random_tag(0), ME), CORE_CAND_OWN);
+	/* More sessions than numbers; and few are gone. */
+	for (unsigned i = 0; i < 2 * CORE_CAND_WHO_MAX; i++)
+		assert_in_range(broker_store_standing_join(w.st), 1, CORE_CAND_WHO_MAX);
+	broker_store_standing_leave(w.st, who, 0);
+	assert_int_equal(core_cand_seen(standing(&w), random_tag(0), ME), CORE_CAND_OWN);
 	world_free(&w);
 }
 
@@ -254,6 +294,7 @@ static void test_seen_by_others(void **state)
 	void *map = table(&b, &ct);
 
 	bt_open(&other, &daemon_under_test, "other");
+	assert_int_not_equal(a.welcome.who, b.welcome.who);
 	send_tags(&a, CORE_WIRE_TAGS_STANDING, 1, 3);
 	send_tags(&a, 0, 100, 1);
 	send_tags(&other, CORE_WIRE_TAGS_STANDING, 200, 1);
@@ -343,6 +384,7 @@ int main(void)
 		cmocka_unit_test(test_promoted),
 		cmocka_unit_test(test_crowded),
 		cmocka_unit_test(test_stale),
+		cmocka_unit_test(test_numbers),
 		cmocka_unit_test(test_no_memory),
 		cmocka_unit_test(test_not_given_back),
 		cmocka_unit_test(test_seen_by_others),

@@ -200,7 +200,7 @@ static void writers_wait_for_no_child(void **state)
 	char *p;
 
 	(void)state;
-	pt_skip_unless_can_freeze();
+	pt_skip_unless_remap();
 	sp = pt_open();
 	p = merged(40);
 	w = (struct writer){ .page = p + 9 * pt_page(), .pipe = { -1, -1 } };

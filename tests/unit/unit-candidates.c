@@ -24,10 +24,31 @@ static void *table_memory(size_t bytes)
 	return mem;
 }
 
-/* Distinct for distinct i below 2^30, also in the 30 bits that are kept. */
+#define TAGS 450000u
+static uint32_t tags[TAGS];
+
+/* Such as the table can tell from each other: two tags in 2^31 are one to it. */
+static int make_tags(void **state)
+{
+	size_t bytes = core_cand_bytes(4 * TAGS);
+	void *mem = table_memory(bytes);
+	struct core_cand ct;
+	uint32_t n = 0, tried = 0;
+
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	while (n < TAGS) {
+		tags[n] = tried++ * 0x2545f491u;
+		n += core_cand_add(&ct, tags[n]) == 1;
+	}
+	assert_in_range(tried - n, 10, 150); /* 2^37 pairs */
+	munmap(mem, bytes);
+	return 0;
+}
+
 static uint32_t tag_of(uint32_t i)
 {
-	return (i * 0x2545f491u) << 2 | (i * 0x9e3779b9u) >> 30;
+	assert_true(i < TAGS);
+	return tags[i];
 }
 
 static void test_counts(void **state)
@@ -211,8 +232,8 @@ static void test_grows(void **state)
 
 	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
 	assert_int_equal(core_cand_attach(&reader, mem, bytes), 0);
-	core_cand_begin_small(&ct, 64);
-	assert_int_equal(atomic_load(&ct.header->active), 64);
+	core_cand_begin_small(&ct, CORE_CAND_BUCKETS_MIN);
+	assert_int_equal(atomic_load(&ct.header->active), CORE_CAND_BUCKETS_MIN);
 	for (i = 0; i < n; i++) {
 		core_cand_add(&ct, random_tag(i));
 		if (i % 2)
@@ -228,11 +249,11 @@ static void test_grows(void **state)
 		lost += count < 1 + i % 2;
 		wrong += count > 1 + i % 2;
 	}
-	assert_in_range(grown, 5, 20);
+	assert_in_range(grown, 3, 10);
 	/* Entries and room are of one size: it followed what was added. */
 	assert_true(atomic_load(&ct.header->active) * (uint64_t)CORE_CAND_WAYS < 4 * n);
 	assert_true(lost <= atomic_load(&ct.header->dropped));
-	assert_in_range(wrong, 0, 60); /* 2^34 pairs, 2^30 values */
+	assert_in_range(wrong, 0, 40); /* 2^34 pairs, 2^31 values */
 	/* What an evil writer says about its size leads nobody out of the mapping. */
 	atomic_store(&ct.header->active, 0xffffffffu);
 	for (i = 0; i < 1000; i++)
@@ -243,7 +264,7 @@ static void test_grows(void **state)
 	munmap(mem, bytes);
 }
 
-/* A false 2 needs 30 equal bits, which is all that an entry and its places come from. */
+/* A false 2 needs 31 equal bits. */
 static void test_false_twin_rate(void **state)
 {
 	const uint32_t n = 1u << 22;
@@ -255,10 +276,10 @@ static void test_false_twin_rate(void **state)
 	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
 	for (i = 0; i < n; i++)
 		wrong += core_cand_add(&ct, random_tag(i)) == 2;
-	/* 2^22 tags make about 2^43 pairs, some 8000 of them equal in the 30 bits kept: two in
-	 * a thousand pages of 16 GiB that nobody shares would get a slot for nothing. */
+	/* 2^22 tags make about 2^43 pairs, some 4000 of them taken for each other: one in a
+	 * thousand pages of 16 GiB that nobody shares would get a slot for nothing. */
 	print_message("# false twins: %u of %u tags\n", wrong, n);
-	assert_in_range(wrong, 1, 9500);
+	assert_in_range(wrong, 1, 4800);
 	munmap(mem, bytes);
 }
 
@@ -277,6 +298,7 @@ static void test_init_and_attach_refuse(void **state)
 	memcpy(&good, mem, sizeof(good));
 	assert_int_equal(core_cand_attach(&ct, mem, bytes - 1), -EPROTO);
 	assert_int_equal(core_cand_attach(&ct, mem, CORE_CAND_HEADER_BYTES), -EPROTO);
+	assert_int_equal(core_cand_attach(&ct, mem, core_cand_bytes(0) - 1), -EPROTO);
 	assert_int_equal(core_cand_attach(&ct, mem, 0), -EPROTO);
 	ct.header->magic++;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
@@ -285,6 +307,8 @@ static void test_init_and_attach_refuse(void **state)
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
 	memcpy(mem, &good, sizeof(good));
 	ct.header->buckets *= 2;
+	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
+	ct.header->buckets = CORE_CAND_BUCKETS_MIN / 2;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
 	ct.header->buckets = 0;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
@@ -295,11 +319,78 @@ static void test_init_and_attach_refuse(void **state)
 	munmap(mem, bytes);
 }
 
+/* Who reported it, whether he is still there, and whether somebody else had before. */
+static void test_who(void **state)
+{
+	size_t bytes = core_cand_bytes(1000);
+	void *mem = table_memory(bytes);
+	struct core_cand ct, reader;
+
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	assert_int_equal(core_cand_attach(&reader, mem, bytes), 0);
+	for (unsigned who = 1; who <= CORE_CAND_WHO_MAX; who++) {
+		core_cand_here(&ct, who, true);
+		assert_false(core_cand_report(&ct, tag_of(who), who));
+	}
+	for (unsigned who = 1; who <= CORE_CAND_WHO_MAX; who++) {
+		assert_int_equal(core_cand_seen(&reader, tag_of(who), who), CORE_CAND_OWN);
+		assert_int_equal(core_cand_seen(&reader, tag_of(who), who ^ 1), CORE_CAND_OTHER);
+		assert_int_equal(core_cand_seen(&reader, tag_of(who + 1000), who), CORE_CAND_NOBODY);
+	}
+	/* His own once more is no second page, but he is to look for one. */
+	assert_int_equal(atomic_load(&ct.header->twins), 0);
+	assert_true(core_cand_report(&ct, tag_of(1), 1));
+	assert_int_equal(core_cand_seen(&reader, tag_of(1), 1), CORE_CAND_OWN_TWICE);
+	assert_false(core_cand_report(&ct, tag_of(1), 1));
+	assert_int_equal(atomic_load(&ct.header->twins), 1);
+	/* Another's is one, for both of them. */
+	assert_true(core_cand_report(&ct, tag_of(2), 3));
+	assert_int_equal(core_cand_seen(&reader, tag_of(2), 2), CORE_CAND_OTHER);
+	assert_int_equal(core_cand_seen(&reader, tag_of(2), 3), CORE_CAND_OWN_TWICE);
+	/* What is of nobody who is there counts as nothing. */
+	core_cand_here(&ct, 5, false);
+	assert_int_equal(core_cand_seen(&reader, tag_of(5), 6), CORE_CAND_NOBODY);
+	assert_false(core_cand_report(&ct, tag_of(5), 6));
+	assert_int_equal(core_cand_seen(&reader, tag_of(5), 6), CORE_CAND_OWN);
+	assert_int_equal(core_cand_seen(&reader, tag_of(5), 7), CORE_CAND_OTHER);
+	/* Of two, the last one is gone: the first hears of a third. */
+	core_cand_here(&ct, 3, false);
+	assert_int_equal(core_cand_seen(&reader, tag_of(2), 2), CORE_CAND_NOBODY);
+	assert_true(core_cand_report(&ct, tag_of(2), 9));
+	assert_int_equal(core_cand_seen(&reader, tag_of(2), 2), CORE_CAND_OTHER);
+	munmap(mem, bytes);
+}
+
+/* What is of those who are gone goes, and nothing else. */
+static void test_sweep(void **state)
+{
+	const uint32_t n = 20000;
+	size_t bytes = core_cand_bytes(n);
+	void *mem = table_memory(bytes);
+	struct core_cand ct;
+
+	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
+	for (unsigned who = 1; who <= 4; who++)
+		core_cand_here(&ct, who, true);
+	for (uint32_t i = 0; i < n; i++)
+		core_cand_report(&ct, tag_of(i), 1 + i % 4);
+	core_cand_here(&ct, 2, false);
+	core_cand_here(&ct, 3, false);
+	core_cand_sweep(&ct, 0, ct.buckets);
+	assert_int_equal(atomic_load(&ct.header->entries), n / 2);
+	core_cand_here(&ct, 2, true);
+	core_cand_here(&ct, 3, true);
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(core_cand_seen(&ct, tag_of(i), 9),
+				 i % 4 == 1 || i % 4 == 2 ? CORE_CAND_NOBODY : CORE_CAND_OTHER);
+	munmap(mem, bytes);
+}
+
 /* Garbage between two guard pages, header included: counts stay 0 to 2. */
 static void test_hostile_contents(void **state)
 {
 	size_t guard = (size_t)sysconf(_SC_PAGESIZE);
-	size_t bytes = core_cand_bytes(1000); /* a multiple of the page up to 4 KiB pages */
+	size_t bytes = core_cand_bytes(1000);
 	size_t span = (bytes + guard - 1) & ~(guard - 1);
 	char *area = table_memory(span + 2 * guard);
 	char *mem = area + guard + (span - bytes);
@@ -313,15 +404,18 @@ static void test_hostile_contents(void **state)
 	for (i = 0; i < bytes; i++)
 		mem[i] = (char)unit_random(&random_state);
 	for (i = 0; i < 1000000; i++)
+		core_cand_seen(&ct, (uint32_t)unit_random(&random_state), 1 + i % CORE_CAND_WHO_MAX);
+	for (i = 0; i < 1000000; i++)
 		assert_in_range(core_cand_count(&ct, (uint32_t)unit_random(&random_state)), 0, 2);
 	memset(mem, 0xff, bytes);
-	assert_int_equal(core_cand_count(&ct, UINT32_MAX), 2);
+	for (i = 0; i < 1000; i++)
+		assert_in_range(core_cand_count(&ct, (uint32_t)unit_random(&random_state)), 0, 2);
 	munmap(area, span + 2 * guard);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
+	const struct CMUnitTest cases[] = {
 		cmocka_unit_test(test_counts),
 		cmocka_unit_test(test_remove),
 		cmocka_unit_test(test_places),
@@ -330,9 +424,11 @@ int main(void)
 		cmocka_unit_test(test_twins_survive),
 		cmocka_unit_test(test_grows),
 		cmocka_unit_test(test_false_twin_rate),
+		cmocka_unit_test(test_who),
+		cmocka_unit_test(test_sweep),
 		cmocka_unit_test(test_init_and_attach_refuse),
 		cmocka_unit_test(test_hostile_contents),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(cases, make_tags, NULL);
 }

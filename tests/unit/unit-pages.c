@@ -302,6 +302,77 @@ static void test_each_its_own(void **state)
 				 i == 5 ? CORE_PAGE_REST : CORE_PAGE_HASH);
 }
 
+/* --- in swap, and pairs --------------------------------------------------------------- */
+
+static enum core_page_want look_swapped(struct core_pages_group *g, unsigned i, uint64_t now)
+{
+	struct core_pages_clock c = at(now);
+	struct core_page_seen seen = { .swapped = true };
+
+	sum = (struct core_pages_sum){ .wait_msec = UINT32_MAX };
+	return core_page_look(g, i, &seen, &c, &sum);
+}
+
+/* It comes back as it went: what is known of it, and that it was reported, stays. */
+static void test_swapped(void **state)
+{
+	struct core_pages_group g = { 0 };
+	struct core_pages_clock c = at(1000);
+	uint64_t now = 1000;
+
+	(void)state;
+	assert_int_equal(look_swapped(&g, 0, now), CORE_PAGE_REST); /* never seen */
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_GONE);
+	look(&g, 0, now, 1, true, false, false);
+	assert_int_equal(look_swapped(&g, 0, now + 5 * FIRST_MSEC), CORE_PAGE_REST);
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_FRESH);
+	assert_int_equal(sum.pages[CORE_PAGE_FRESH], 1);
+	assert_int_equal(sum.wait_msec, UINT32_MAX);
+	now += 6 * FIRST_MSEC;
+	assert_int_equal(look(&g, 0, now, 1, true, false, false), CORE_PAGE_HASH);
+	assert_true(core_page_hashed(&g, 0, 77, false, &c));
+	core_page_known(&g, 0, true);
+	look_swapped(&g, 0, now);
+	assert_int_equal(look(&g, 0, now, 1, true, false, false), CORE_PAGE_REST);
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_KNOWN);
+	assert_true(core_page_reported(&g, 0));
+	assert_int_equal(g.tag[0], 77);
+	/* Given up while it was there: neither present nor in swap. */
+	look(&g, 0, now, 1, false, false, false);
+	assert_int_equal(core_page_state(&g, 0), CORE_PAGE_GONE);
+	assert_false(core_page_reported(&g, 0));
+	/* What is merged has no page of its own there. */
+	core_page_merged(&g, 1, &c);
+	look_swapped(&g, 1, now);
+	assert_int_equal(core_page_state(&g, 1), CORE_PAGE_MERGED);
+}
+
+/* Of known pages only, and of the contents that were hashed. */
+static void test_pairs(void **state)
+{
+	struct core_pages_group g = { 0 };
+	struct core_pages_clock c = at(1000);
+
+	(void)state;
+	look(&g, 0, 1000, 1, true, false, false);
+	core_page_pair_is(&g, 0, CORE_PAGE_TWIN);
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_ALONE);
+	assert_true(core_page_hashed(&g, 0, 77, false, &c));
+	core_page_known(&g, 0, true);
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_ALONE);
+	core_page_pair_is(&g, 0, CORE_PAGE_TWIN);
+	assert_true(core_page_hashed(&g, 0, 77, false, &c));
+	core_page_known(&g, 0, true);
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_TWIN);
+	assert_true(core_page_hashed(&g, 0, 78, false, &c));
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_ALONE);
+	core_page_pair_is(&g, 0, CORE_PAGE_TWIN);
+	look(&g, 0, 2000, 1, true, true, false);
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_ALONE);
+	core_page_known(&g, 0, true);
+	assert_int_equal(core_page_pair(&g, 0), CORE_PAGE_ALONE);
+}
+
 /* --- broken merges ------------------------------------------------------------------ */
 
 static void hash_as(struct core_pages_group *g, unsigned i, uint64_t now, uint32_t tag)
@@ -583,6 +654,8 @@ int main(void)
 		cmocka_unit_test(test_left_alone),
 		cmocka_unit_test(test_wait_as_long_as_it_changed),
 		cmocka_unit_test(test_each_its_own),
+		cmocka_unit_test(test_swapped),
+		cmocka_unit_test(test_pairs),
 		cmocka_unit_test(test_broken),
 		cmocka_unit_test(test_blind),
 		cmocka_unit_test(test_blind_left_alone),

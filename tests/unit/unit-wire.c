@@ -10,6 +10,7 @@
 
 #include "core/domain.h"
 #include "core/index.h"
+#include "core/candidates.h"
 #include "core/wire.h"
 #include "unit.h"
 
@@ -345,7 +346,7 @@ static void test_fields(void **state)
 	REFUSED(CORE_WIRE_CTL, 4, p.ctl.pid[3] = 0);
 	REFUSED(CORE_WIRE_CTL, 4, p.ctl.pid[0] = -1);
 	REFUSED(CORE_WIRE_WELCOME, 0, p.welcome.flags = 4);
-	REFUSED(CORE_WIRE_WELCOME, 0, p.welcome.reserved = 1);
+	REFUSED(CORE_WIRE_WELCOME, 0, p.welcome.who = CORE_CAND_WHO_MAX + 1);
 	REFUSED(CORE_WIRE_REQUEST, 0, p.request.op = 0);
 	REFUSED(CORE_WIRE_REQUEST, 0, p.request.op = CORE_WIRE_OP_LIST); /* control only */
 	REFUSED(CORE_WIRE_REQUEST, 0, p.request.flags = 1);
