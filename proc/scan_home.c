@@ -154,6 +154,9 @@ static uint64_t note_home(struct proc_engine *e, uint64_t at, uint64_t end)
 		if (!g || core_page_state(g, i % CORE_PAGES_GROUP) != CORE_PAGE_BROKEN)
 			continue;
 		core_page_home(g, i % CORE_PAGES_GROUP, &clock);
+		/* Something waits there, which nothing but the count tells. */
+		k->pages[CORE_PAGE_BROKEN]--;
+		k->pages[CORE_PAGE_FRESH]++;
 		k->due_msec = now;
 		pages++;
 	}
