@@ -170,6 +170,41 @@ static void many_mappings_come_home(void **state)
 	st_close();
 }
 
+/* Written alike, and then left alone: nothing tells of those pages but that they came home. */
+static void run_alike(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, SEED);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(st_store_pages(p, PAGES) == PAGES);
+	break_pages(p, PAGES, 0);
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(st_store_pages(p, PAGES) == PAGES);
+	for (unsigned i = 0; i < PAGES; i++)
+		p[i * pt_page()]--;
+	PT_CHECK(pt_differs(p, PAGES, SEED) == -1);
+}
+
+static void what_came_home_merges_by_itself(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("alike");
+	st_start("alike");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_step(2);
+	ST_UNTIL(both_share(PAGES));
+	assert_true(st_report(0).scan.homecomings > 0 && st_report(1).scan.homecomings > 0);
+	st_tell(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 /* What was merged is unknown to the scanner, when it begins anew. */
 static void merged_before_the_broker_died(void **state)
 {
@@ -238,11 +273,13 @@ int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "neighbours", run_neighbours },
 						{ "blocks", run_blocks },
+						{ "alike", run_alike },
 						{ "large", run_large },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_neighbours_advice),
 		cmocka_unit_test(many_mappings_come_home),
+		cmocka_unit_test(what_came_home_merges_by_itself),
 		cmocka_unit_test(merged_before_the_broker_died),
 		cmocka_unit_test(a_large_program_is_not_forked),
 	};
