@@ -265,6 +265,12 @@ static int each(const struct sys_vma *v, void *arg)
 	return 0;
 }
 
+static void look_whole(struct scan_chunk *k, uint32_t now)
+{
+	k->whole = true;
+	k->due_msec = now;
+}
+
 /*
  * Lock held. Where the program has unmapped or discarded something, what is known may be of
  * pages that are gone; that nothing was written there says nothing. A whole look tells.
@@ -272,15 +278,27 @@ static int each(const struct sys_vma *v, void *arg)
 static void look_again(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
+	const struct core_rangeset *touched = &s->watch.touched;
 	uint32_t now = scan_now_msec(s, sys_now_usec());
+	uint64_t size = scan_chunk_bytes(e);
+	uint64_t span = 0;
+	bool all;
 
-	for (uint32_t c = 0; c < s->chunks; c++) {
-		struct scan_chunk *k = &s->chunk[c];
+	/* By address where that is less than by what is known. */
+	for (size_t i = 0; i < touched->count; i++)
+		span += (touched->ranges[i].end - touched->ranges[i].start) / size + 1;
+	all = s->watch.everything || span > s->chunks;
+	for (uint32_t c = 0; all && c < s->chunks; c++)
+		look_whole(&s->chunk[c], now);
+	for (size_t i = 0; !all && i < touched->count; i++) {
+		const struct core_range *r = &touched->ranges[i];
 
-		if (!proc_mem_watch_touched(&s->watch, k->base, k->base + scan_chunk_bytes(e)))
-			continue;
-		k->looks = 0;
-		k->due_msec = now;
+		for (uint64_t base = r->start & ~(size - 1); base < r->end; base += size) {
+			struct scan_chunk *k = scan_chunk_at(s, base);
+
+			if (k)
+				look_whole(k, now);
+		}
 	}
 }
 

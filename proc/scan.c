@@ -326,6 +326,7 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 		schedule(s, k, now, UINT32_MAX, false);
 		return true;
 	}
+	k->whole = false;
 	look_at_pages(e, look);
 	note_look(s, look);
 	k->seen_msec = now;

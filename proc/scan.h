@@ -53,6 +53,7 @@ struct scan_chunk {
 	uint8_t round; /* of the candidate table, lowest bits */
 	bool news;
 	bool idling; /* due because it was not looked at for long, and for nothing else */
+	bool whole; /* what is known may be of pages that are gone: ask what is present */
 	bool huge; /* had huge pages at the last look */
 	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
 };

@@ -239,8 +239,8 @@ static bool ask_merged(const struct scan_chunk *k)
 
 static bool something_waits(const struct proc_engine *e, const struct scan_chunk *k)
 {
-	return !e->scan->wp || k->looks <= 1 || k->news || k->huge || k->pages[CORE_PAGE_FRESH] ||
-	       k->pages[CORE_PAGE_ASIDE] || ask_merged(k);
+	return !e->scan->wp || k->looks <= 1 || k->whole || k->news || k->huge ||
+	       k->pages[CORE_PAGE_FRESH] || k->pages[CORE_PAGE_ASIDE] || ask_merged(k);
 }
 
 /* Nothing there is registered: what is new shows as present, what was written as well. */
