@@ -95,7 +95,6 @@ quick() {
 120 proc-kernel /build/tests/proc/proc-kernel
 120 shim-arguments /build/tests/shim/shim-arguments
 120 shim-heap /build/tests/shim/shim-heap
-120 shim-ksm /build/tests/shim/shim-ksm
 120 shim-merged /build/tests/shim/shim-merged
 120 shim-process /build/tests/shim/shim-process
 END
@@ -118,6 +117,7 @@ long() {
 600 proc-race /build/tests/proc/proc-race
 600 proc-still /build/tests/proc/proc-still
 600 proc-threads /build/tests/proc/proc-threads
+600 shim-ksm /build/tests/shim/shim-ksm
 600 shim-forklocks /build/tests/shim/shim-forklocks
 600 shim-model /build/tests/shim/shim-model
 600 shim-threads /build/tests/shim/shim-threads

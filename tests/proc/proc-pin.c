@@ -209,8 +209,16 @@ static void one_huge(int how)
 	r = merge(q, pages);
 	r = merge(p + first * pt_page(), n);
 	assert_int_equal(r.pages_looked, n);
-	assert_true(pt_complete(&r));
-	assert_true(how != 1 || r.pages_zeroed == (n + 2) / 3);
+	if (pt_kernel_merges() && how == 1) {
+		/* Splitting a huge page maps its zero pages to the zero page by itself; those
+		 * that had been looked at by then have changed meanwhile. */
+		assert_int_equal(r.pages_zeroed + r.pages_already +
+					 r.pages_declined[SAMEPAGE_REASON_BUSY], (n + 2) / 3);
+		assert_int_equal(r.pages_merged, n - (n + 2) / 3);
+	} else {
+		assert_true(pt_complete(&r));
+		assert_true(how != 1 || r.pages_zeroed == (n + 2) / 3);
+	}
 	assert_int_equal(memcmp(p, q, pages * pt_page()), 0);
 	for (size_t i = 0; i < pages; i += 2)
 		p[i * pt_page() + 5] ^= 1;
