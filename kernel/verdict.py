@@ -25,10 +25,10 @@ BAD = re.compile(
     r"Object padding|Redzone|Poison overwritten|Objects remaining|page_table_check|"
     r"unreferenced object|Call Trace|stack-protector|Unable to handle",
 )
-# Said of the machine, not of the kernel.
+# What only announces that it will watch.
 FINE = re.compile(
-    r"tsc|TSC|clocksource|Spectre|MDS|mitigation|RETBleed|kmemleak: Kernel memory leak detector|"
-    r"init: |lockdep|RCU lockdep|Locking API",
+    r"^\[[^]]*\] (init: |kmemleak: Kernel memory leak detector initialized|"
+    r".*RCU lockdep checking is enabled|.*page_table_check.*enabled)",
 )
 TEST = re.compile(r"^(not )?ok\b\s*(\d+)?\s*-?\s*(.*)$")
 MARK = re.compile(r"#\s*(skip|todo|xfail)\b", re.I)

@@ -719,6 +719,15 @@ static inline bool have_merge(void)
 	return ok;
 }
 
+/* A test's name on the command line may have "_" for " ". */
+static inline bool is_named(const char *name, const char *arg)
+{
+	for (; *name && *arg; name++, arg++)
+		if (*name != *arg && !(*name == ' ' && *arg == '_'))
+			return false;
+	return !*name && !*arg;
+}
+
 static inline int run_tests(const struct test *tests, int count, int argc, char **argv)
 {
 	bool force = false, *wanted;
@@ -765,7 +774,7 @@ static inline int run_tests(const struct test *tests, int count, int argc, char 
 	for (int i = 0; i < count; i++) {
 		wanted[i] = (optind == argc) && (!use_ksmd || tests[i].ksmd_too);
 		for (int j = optind; j < argc; j++)
-			wanted[i] |= !strcmp(argv[j], tests[i].name);
+			wanted[i] |= is_named(tests[i].name, argv[j]);
 		todo += wanted[i];
 	}
 	ksft_set_plan(todo);

@@ -748,6 +748,7 @@ static void test_fork_parent_gone(void)
 		tell(up[1], failed);
 		_exit(0);
 	}
+	close(up[1]);
 	reap(&c);
 	b = map_filled(200, seed);
 	merge_pages(b, 200, NULL);
