@@ -93,8 +93,8 @@ unpack() {
 	tar -x -f "$file" -C "$tmp" --strip-components=1 --wildcards \
 		--exclude='*/arch/*/boot/dts' \
 		--exclude='*/drivers/gpu/drm/amd/include/asic_reg' \
-		--exclude='*/arch/arm*/*.[chS]' --exclude='*/arch/mips/*.[chS]' \
-		--exclude='*/arch/powerpc/*.[chS]' --exclude='*/arch/m68k/*.[chS]'
+		--exclude='*/arch/arm*/*.[cS]' --exclude='*/arch/mips/*.[cS]' \
+		--exclude='*/arch/powerpc/*.[cS]' --exclude='*/arch/m68k/*.[cS]'
 	rm -rf "$pristine"
 	mv "$tmp" "$src"
 }
@@ -171,7 +171,7 @@ key() {
 configure() {
 	local out fragment lost
 	# shellcheck disable=SC2046
-	out=$cache/out-$1-$(cat "$here/BASE" "$here/build.sh" $(fragments "$1") | digest)
+	out=$cache/out-$1-$(cat "$here/BASE" $(fragments "$1") | digest)
 	if ! [ -e "$out/configured" ]; then
 		rm -rf "$out"
 		mkdir -p "$out"

@@ -17,6 +17,7 @@ selftests=${SAMEPAGE_KERNEL_SELFTESTS:-$src/tools/testing/selftests}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
+chmod 755 "$tmp"
 mkdir -p "$tmp"/{bin,tests,lists,proc,sys,dev,tmp,run,etc}
 cc=(gcc -static -O2 -Wall -Wno-unused-function -U_FORTIFY_SOURCE)
 "${cc[@]}" -Wextra -o "$tmp/init" "$here/init/init.c"

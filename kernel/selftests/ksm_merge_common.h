@@ -198,7 +198,7 @@ static inline long read_field(const char *path, const char *name)
 	return -1;
 }
 
-static inline long ksm_stat(pid_t pid, const char *name)
+static inline long stat_field(pid_t pid, const char *name)
 {
 	char path[64];
 
@@ -214,7 +214,7 @@ static inline double now(void)
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
-static inline void msleep(long msec)
+static inline void sleep_msec(long msec)
 {
 	struct timespec ts = { msec / 1000, msec % 1000 * 1000000 };
 
@@ -284,6 +284,22 @@ static inline size_t differs(const char *p, size_t pages, uint64_t seed)
 	return bad;
 }
 
+/* Stores and loads that the compiler leaves where they are. */
+static inline void put_byte(char *p, char value)
+{
+	__atomic_store_n(p, value, __ATOMIC_RELAXED);
+}
+
+static inline char get_byte(const char *p)
+{
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+
+static inline void flip_byte(char *p, char bits)
+{
+	put_byte(p, get_byte(p) ^ bits);
+}
+
 static inline char *map_filled(size_t pages, uint64_t seed)
 {
 	char *p = map_pages(pages);
@@ -303,7 +319,7 @@ static inline uint64_t new_seed(void)
 	return next;
 }
 
-static inline uint64_t pagemap(const void *addr)
+static inline uint64_t entry_of(const void *addr)
 {
 	static int fd = -1;
 	static pid_t of;
@@ -323,7 +339,7 @@ static inline uint64_t pagemap(const void *addr)
 /* The frame that is mapped at @addr, or 0. */
 static inline unsigned long pfn_of(const void *addr)
 {
-	uint64_t entry = pagemap(addr);
+	uint64_t entry = entry_of(addr);
 
 	return entry & PM_PRESENT ? (unsigned long)PAGEMAP_PFN(entry) : 0;
 }
@@ -453,13 +469,13 @@ struct merge_stat {
 static inline struct merge_stat stat_of(pid_t pid)
 {
 	return (struct merge_stat) {
-		.looked = ksm_stat(pid, "ksm_merge_looked"),
-		.merged = ksm_stat(pid, "ksm_merge_merged"),
-		.already = ksm_stat(pid, "ksm_merge_already"),
-		.zero = ksm_stat(pid, "ksm_merge_zero"),
-		.unique = ksm_stat(pid, "ksm_merge_unique"),
-		.busy = ksm_stat(pid, "ksm_merge_busy"),
-		.skipped = ksm_stat(pid, "ksm_merge_skipped"),
+		.looked = stat_field(pid, "ksm_merge_looked"),
+		.merged = stat_field(pid, "ksm_merge_merged"),
+		.already = stat_field(pid, "ksm_merge_already"),
+		.zero = stat_field(pid, "ksm_merge_zero"),
+		.unique = stat_field(pid, "ksm_merge_unique"),
+		.busy = stat_field(pid, "ksm_merge_busy"),
+		.skipped = stat_field(pid, "ksm_merge_skipped"),
 	};
 }
 
@@ -497,7 +513,7 @@ static inline void ksmd_scan(void)
 	ksm_set("run", 1);
 	/* Checksum, unstable tree, merged; and one that may have begun before. */
 	while (ksm_get("full_scans") < start + 4 && now() < end)
-		msleep(5);
+		sleep_msec(5);
 	ksm_set("run", 0);
 	need(now() < end, "ksmd does not get round");
 }
@@ -538,14 +554,20 @@ static inline int merge_at(int line, void *addr, size_t len, struct merge_stat *
 	need(!merge(addr, (pages) * page_size, delta), "%s", strerror(errno))
 
 /* Two ranges with the same contents, merged with each other. */
-#define merged_pair(a, b, pages, seed) do {					\
-	(a) = map_filled(pages, seed);						\
-	(b) = map_filled(pages, seed);						\
-	merge_pages(a, pages, NULL);						\
-	merge_pages(b, pages, NULL);						\
-	need(count_same(a, b, pages) == (pages), "%zu of %zu are one",		\
-	     count_same(a, b, pages), (size_t)(pages));				\
-} while (0)
+static inline void merged_pair_at(int line, char **a, char **b, size_t pages, uint64_t seed)
+{
+	*a = map_filled(pages, seed);
+	*b = map_filled(pages, seed);
+	if (merge_at(line, *a, pages * page_size, NULL) ||
+	    merge_at(line, *b, pages * page_size, NULL))
+		fail_at(line, "merge", "%s", strerror(errno));
+	else if (count_same(*a, *b, pages) != pages)
+		fail_at(line, "merge", "%zu of %zu are one", count_same(*a, *b, pages), pages);
+	if (failed)
+		exit(KSFT_FAIL);
+}
+
+#define merged_pair(a, b, pages, seed) merged_pair_at(__LINE__, &(a), &(b), pages, seed)
 
 /*
  * Processes
@@ -654,7 +676,7 @@ static inline bool settled(char *why, size_t size)
 		sharing = ksm_get("pages_sharing");
 		if (!shared && !sharing)
 			return true;
-		msleep(20);
+		sleep_msec(20);
 	} while (now() < end);
 	snprintf(why, size, "pages_shared %ld, pages_sharing %ld after everybody has gone",
 		 shared, sharing);

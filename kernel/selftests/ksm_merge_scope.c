@@ -56,7 +56,7 @@ static struct child actor(const struct who *w, uint64_t seed)
 	a = w->zeros ? map_pages(PAGES) : map_filled(PAGES, seed);
 	if (w->zeros)
 		for (int i = 0; i < PAGES; i++)
-			*(volatile char *)(a + i * page_size) = 0;
+			put_byte(a + i * page_size, 0);
 	if (w->ksmd)
 		need(!madvise(a, PAGES * page_size, MADV_MERGEABLE), "MADV_MERGEABLE");
 	tell(c.to, 1);
@@ -71,8 +71,8 @@ static struct child actor(const struct who *w, uint64_t seed)
 			check(s.looked == s.merged + s.already + s.zero + s.unique + s.busy +
 			      s.skipped, "%s", stat_text(&s));
 		}
-		tell(c.to, ksm_stat(getpid(), "ksm_merging_pages") +
-		     ksm_stat(getpid(), "ksm_zero_pages"));
+		tell(c.to, stat_field(getpid(), "ksm_merging_pages") +
+		     stat_field(getpid(), "ksm_zero_pages"));
 	}
 	if (!w->zeros)
 		check(!differs(a, PAGES, seed), "contents");
@@ -308,7 +308,7 @@ static void test_by_root(void)
 			a = map_filled(PAGES, seed);
 			tell(c[i].to, (uintptr_t)a);
 			hear(c[i].from);
-			tell(c[i].to, ksm_stat(getpid(), "ksm_merging_pages"));
+			tell(c[i].to, stat_field(getpid(), "ksm_merging_pages"));
 			hear(c[i].from);
 			check(!differs(a, PAGES, seed), "contents");
 			child_exit();
@@ -396,7 +396,7 @@ static void test_many(void)
 		after = slab_objects("ksm_scope");
 		if (after <= before + 100)
 			break;
-		msleep(50);
+		sleep_msec(50);
 	}
 	check(after <= before + 100, "%ld scopes, then %ld", before, after);
 }
