@@ -21,7 +21,8 @@ chmod 755 "$tmp"
 mkdir -p "$tmp"/{bin,tests,lists,proc,sys,dev,tmp,run,etc}
 cc=(gcc -static -O2 -Wall -Wno-unused-function -U_FORTIFY_SOURCE)
 "${cc[@]}" -Wextra -o "$tmp/init" "$here/init/init.c"
-for name in ksm_merge_tests ksm_merge_mm ksm_merge_scope ksm_functional_tests; do
+for name in ksm_merge_tests ksm_merge_mm ksm_merge_scope ksm_rmap_tests ksm_vma_tests \
+	ksm_functional_tests; do
 	from=$selftests/mm/$name.c
 	[ -f "$from" ] || from=$src/tools/testing/selftests/mm/$name.c
 	[ -f "$from" ] || continue

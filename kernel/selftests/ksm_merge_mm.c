@@ -13,6 +13,9 @@
 
 #define PAGES 256
 
+#ifndef MADV_FREE
+#define MADV_FREE 8
+#endif
 #ifndef MADV_HWPOISON
 #define MADV_HWPOISON 100
 #endif
@@ -215,6 +218,44 @@ static void test_swap_then_merge(void)
 	group_leave();
 }
 
+/*
+ * Given back with MADV_FREE, and merged before anybody took it: the one who did not give it
+ * back keeps it. Who did, sees the contents or zeros.
+ */
+static void test_lazy_free(void)
+{
+	uint64_t seed = new_seed();
+	char *a, *b, *c, zeros[64] = { 0 };
+
+	need_swap();
+	group_enter();
+	merged_pair(b, c, PAGES, seed + 5000);
+	a = map_filled(PAGES, seed);
+	need(!madvise(a, PAGES * page_size, MADV_FREE), "MADV_FREE: %s", strerror(errno));
+	merge_pages(a, PAGES, NULL);
+	b = map_filled(PAGES, seed);
+	merge_pages(b, PAGES, NULL);
+	group_reclaim(b, PAGES);
+	check(!differs(b, PAGES, seed), "contents");
+	for (int i = 0; i < PAGES; i++)
+		check(page_is(a + i * page_size, seed + i) ||
+		      !memcmp(a + i * page_size, zeros, sizeof(zeros)), "page %d", i);
+	/* The other way round. */
+	seed = new_seed();
+	a = map_filled(PAGES, seed);
+	merge_pages(a, PAGES, NULL);
+	b = map_filled(PAGES, seed);
+	need(!madvise(b, PAGES * page_size, MADV_FREE), "MADV_FREE: %s", strerror(errno));
+	merge_pages(b, PAGES, NULL);
+	need(!madvise(b, PAGES * page_size, MADV_FREE), "MADV_FREE: %s", strerror(errno));
+	group_reclaim(a, PAGES);
+	check(!differs(a, PAGES, seed), "contents");
+	for (int i = 0; i < PAGES; i++)
+		check(page_is(b + i * page_size, seed + i) ||
+		      !memcmp(b + i * page_size, zeros, sizeof(zeros)), "page %d", i);
+	group_leave();
+}
+
 /* Moved, split, inherited: reclaim finds the mapping all the same. */
 static void test_swap_moved(void)
 {
@@ -259,6 +300,7 @@ static void test_swap_moved(void)
 	need(mremap(a, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, room + half) == room + half &&
 	     mremap(a + half, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room, "mremap");
 	group_reclaim(room, PAGES);
+	group_reclaim(b, PAGES);
 	check(count_swapped(room, PAGES) >= PAGES * 9 / 10 &&
 	      count_swapped(b, PAGES) >= PAGES * 9 / 10, "halves: %zu %zu",
 	      count_swapped(room, PAGES), count_swapped(b, PAGES));
@@ -781,9 +823,9 @@ static void *mover(void *arg)
 		}
 		node = !node;
 		syscall(__NR_move_pages, 0, 16ul, at, nodes, status, MOVE_ALL);
-		if (moves % 50 == 0)
+		if (moves % 50 == 49)
 			madvise(sides[0] + from * page_size, 16 * page_size, MADV_PAGEOUT);
-		if (moves % 97 == 0)
+		if (moves % 97 == 96)
 			write_text("/proc/sys/vm/compact_memory", "1");
 		moves++;
 	}
@@ -922,6 +964,7 @@ static void test_vmas(void)
 static const struct test tests[] = {
 	{ "swap", test_swap, true },
 	{ "swap, then merge", test_swap_then_merge },
+	{ "swap of what was given back lazily", test_lazy_free, true },
 	{ "swap of what was moved, split, inherited", test_swap_moved, true },
 	{ "migration", test_migrate, true },
 	{ "migration of what was moved and split", test_migrate_moved, true },
