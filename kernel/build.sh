@@ -50,7 +50,11 @@ export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSIO
 export LC_ALL=C
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
-patches=("$here"/patches/000[1-9]-*.patch)
+patches=("$here"/patches/[0-9]*-*.patch)
+# 0000 is the cover letter.
+if [ "${#patches[@]}" -gt 0 ] && [[ ${patches[0]} = */0000-* ]]; then
+	patches=("${patches[@]:1}")
+fi
 src=$cache/src-$(base sha256 | cut -c1-16)
 pristine=$src.pristine
 
@@ -105,7 +109,7 @@ touched() { sed -n -E 's@^(---|\+\+\+) [ab]/([^\t]*).*@\2@p' "$@" | sort -u; }
 # source_with N : the source with the first N patches
 source_with() {
 	unpack
-	local scratch path new=() p
+	local scratch path p
 	mkdir -p "$pristine"
 	# First seen: keep it as it is.
 	if [ "${#patches[@]}" -gt 0 ]; then
