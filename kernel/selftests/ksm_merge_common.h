@@ -182,6 +182,19 @@ static inline int ksm_set(const char *name, long value)
 	return write_long(path, value);
 }
 
+/* What is refused while there are merged pages: those of the dead may take a moment. */
+static inline int ksm_set_soon(const char *name, long value)
+{
+	int ret = -EBUSY;
+
+	for (int i = 0; i < 100 && ret == -EBUSY; i++) {
+		ret = ksm_set(name, value);
+		if (ret)
+			usleep(20000);
+	}
+	return ret;
+}
+
 /* The number after @name in a file of "name number" lines, or -1. */
 static inline long read_field(const char *path, const char *name)
 {

@@ -128,7 +128,7 @@ static void test_page_sharing(void)
 	struct merge_stat s;
 	char *a;
 
-	need(!ksm_set("max_page_sharing", 2), "max_page_sharing");
+	need(!ksm_set_soon("max_page_sharing", 2), "max_page_sharing");
 	a = map_pages(100);
 	for (int i = 0; i < 100; i++)
 		fill_page(a + i * page_size, seed);
@@ -152,7 +152,7 @@ static void test_page_sharing(void)
 	/* It can be changed only while nothing is shared. */
 	ksm_set("run", 2);
 	ksm_set("run", 0);
-	check(!ksm_set("max_page_sharing", max), "max_page_sharing is stuck");
+	check(!ksm_set_soon("max_page_sharing", max), "max_page_sharing is stuck");
 }
 
 /*
