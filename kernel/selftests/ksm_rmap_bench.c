@@ -27,7 +27,6 @@
 #include <unistd.h>
 
 #define KSM_SYSFS	"/sys/kernel/mm/ksm/"
-#define KPF_KSM		21
 #define WALKS		15
 
 static size_t psz;
@@ -132,7 +131,7 @@ static void bench(long vmas)
 			die("mprotect");
 
 	pfn = pfn_of(addr);
-	if (!(read_u64("/proc/kpageflags", pfn) & (1ull << KPF_KSM)))
+	if (!pfn || pfn_of(addr + (pages - 1) * psz) != pfn)
 		die("not a KSM page");
 	time_walk(pfn, walk);
 	time_walk(pfn_of((char *)((unsigned long)&walk & -psz)), other);

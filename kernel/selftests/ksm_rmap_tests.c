@@ -48,7 +48,6 @@
 #endif
 
 #define MPOL_MF_MOVE_ALL	(1 << 2)
-#define KPF_KSM			21
 #define KSM_SYSFS		"/sys/kernel/mm/ksm/"
 #define CGROUP			"/sys/fs/cgroup/ksm_rmap_tests"
 
@@ -58,7 +57,6 @@
 static size_t psz;
 static bool use_merge;		/* MADV_MERGE, not ksmd */
 static bool two_nodes, have_swap;
-static int kpageflags_fd;
 static unsigned int seed;
 
 /* A place where a page is, or was, mapped: in us or in a child of ours. */
@@ -134,16 +132,6 @@ static unsigned long pfn_of(pid_t pid, char *addr)
 	uint64_t entry = pagemap_entry(pid, addr);
 
 	return entry & PM_PRESENT ? PAGEMAP_PFN(entry) : 0;
-}
-
-static bool is_ksm(unsigned long pfn)
-{
-	uint64_t flags = 0;
-
-	if (pread(kpageflags_fd, &flags, sizeof(flags),
-		  (off_t)(pfn * sizeof(flags))) != sizeof(flags))
-		return false;
-	return flags & (1ull << KPF_KSM);
 }
 
 /* Contents that nothing else in this run has. */
@@ -250,7 +238,7 @@ static bool all_merged(void)
 	for (i = 0; i < nmaps; i++) {
 		bool shared = false;
 
-		if (!maps[i].pfn || !is_ksm(maps[i].pfn))
+		if (!maps[i].pfn)
 			return false;
 		for (j = 0; j < nmaps && !shared; j++)
 			shared = i != j && maps[i].pfn == maps[j].pfn;
@@ -298,12 +286,12 @@ static bool merge_all(void)
 	return false;
 }
 
-static int node_of(char *addr)
+static int node_of(pid_t pid, char *addr)
 {
 	void *page = addr;
 	int status = -1;
 
-	if (syscall(__NR_move_pages, 0, 1ul, &page, NULL, &status, 0))
+	if (syscall(__NR_move_pages, pid, 1ul, &page, NULL, &status, 0))
 		return -1;
 	return status;
 }
@@ -324,19 +312,19 @@ static bool migrate_follow(void)
 		for (j = 0; j < i; j++)		/* moved already? */
 			if (maps[j].what == maps[i].what && maps[j].pfn == old)
 				break;
-		if (j < i || maps[i].pid || !old)
+		if (j < i || !old)
 			continue;
 
-		from = node_of(page);
+		from = node_of(maps[i].pid, page);
 		to = !from;
 		do {
-			if (syscall(__NR_move_pages, 0, 1ul, &page, &to, &status,
-				    MPOL_MF_MOVE_ALL) < 0) {
+			if (syscall(__NR_move_pages, maps[i].pid, 1ul, &page,
+				    &to, &status, MPOL_MF_MOVE_ALL) < 0) {
 				ksft_perror("move_pages");
 				return false;
 			}
 		} while (status != to && --tries);
-		new = pfn_of(0, page);
+		new = pfn_of(maps[i].pid, page);
 		if (status != to || !new || new == old) {
 			ksft_print_msg("page %d of %d did not move: status %d\n",
 				       i, nmaps, status);
@@ -629,11 +617,17 @@ static bool test_mremap_child(void)
  * swapcache: they are still KSM pages when they are faulted in again.  That
  * way mremap(), which unmerges what it sees, can move them.
  */
+static struct map held[MAXMAPS];
+static int nheld;
+
 static int hold_in_swapcache(char *addr, int npages)
 {
 	struct iovec iov = { .iov_base = addr, .iov_len = npages * psz };
 	int fds[2];
 
+	/* Where all_merged() has just seen them. */
+	memcpy(held, maps, sizeof(held));
+	nheld = nmaps;
 	if (pipe(fds))
 		return -1;
 	if (vmsplice(fds[1], &iov, 1, 0) != (ssize_t)(npages * psz) ||
@@ -648,13 +642,16 @@ static int hold_in_swapcache(char *addr, int npages)
 
 static bool still_merged(void)
 {
-	int i;
+	int i, j;
 
 	if (!contents_all())
 		return false;
 	for (i = 0; i < nmaps; i++) {
 		maps[i].pfn = pfn_of(maps[i].pid, maps[i].addr);
-		if (!maps[i].pfn || !is_ksm(maps[i].pfn)) {
+		for (j = 0; j < nheld; j++)
+			if (held[j].what == maps[i].what && held[j].pfn == maps[i].pfn)
+				break;
+		if (j == nheld) {
 			ksft_print_msg("not a KSM page any more\n");
 			return false;
 		}
@@ -1032,6 +1029,110 @@ static bool test_memory_failure_stranger(void)
 	return ok;
 }
 
+/*
+ * A process that has merged, has forked a child, and is gone, or has given up
+ * the pages: the child, which has never been looked at, still maps them.
+ */
+enum give_up {
+	GIVE_UP_EXIT,
+	GIVE_UP_UNMAP,
+	GIVE_UP_WRITE,
+	GIVE_UP_WRITE_AND_MERGE,
+};
+
+static bool outlived(enum give_up how)
+{
+	char *b, *a;
+	int fds[2], i;
+	pid_t parent, pid = 0;
+
+	if (pipe(fds))
+		return false;
+	parent = fork();
+	if (!parent) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		a = two_ranges(&b);
+		pid = a ? fork() : -1;
+		if (!pid)
+			for (;;)
+				pause();
+		if (write(fds[1], &pid, sizeof(pid)) < 0 ||
+		    write(fds[1], &a, sizeof(a)) < 0 ||
+		    write(fds[1], &b, sizeof(b)) < 0 || pid < 0)
+			_exit(1);
+		switch (how) {
+		case GIVE_UP_EXIT:
+			_exit(0);
+		case GIVE_UP_UNMAP:
+			munmap(a, NPAGES * psz);
+			munmap(b, NPAGES * psz);
+			break;
+		case GIVE_UP_WRITE_AND_MERGE:
+		case GIVE_UP_WRITE:
+			fill_range(a, NPAGES, seed + 500);
+			fill_range(b, NPAGES, seed + 600);
+			if (how == GIVE_UP_WRITE || !use_merge)
+				break;
+			/* Unique as they are: candidates, of the same items. */
+			madvise(a, NPAGES * psz, MADV_MERGE);
+			madvise(b, NPAGES * psz, MADV_MERGE);
+			break;
+		}
+		i = 0;
+		if (write(fds[1], &i, sizeof(i)) < 0)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	if (parent < 0 || read(fds[0], &pid, sizeof(pid)) != sizeof(pid) || pid < 0)
+		return false;
+	children[nchildren++] = pid;
+	if (read(fds[0], &a, sizeof(a)) != sizeof(a) ||
+	    read(fds[0], &b, sizeof(b)) != sizeof(b))
+		return false;
+	if (how == GIVE_UP_EXIT) {
+		waitpid(parent, NULL, 0);
+	} else {
+		children[nchildren++] = parent;
+		if (read(fds[0], &i, sizeof(i)) != sizeof(i))
+			return false;
+	}
+	/* What exit left to a work item, and what ksmd drops, if it runs. */
+	usleep(300000);
+	seed += 1000;
+	add_range(pid, a, NPAGES, seed);
+	add_range(pid, b, NPAGES, seed);
+	if (!migrate_follow())
+		return false;
+	if (!full_scans(2))
+		return false;
+	/* Longer than it takes to look for what is of no use any more. */
+	usleep(2500000);
+	if (!migrate_follow())
+		return false;
+	return !have_swap || (reclaim_all() && contents_all());
+}
+
+static bool test_outlived_exit(void)
+{
+	return outlived(GIVE_UP_EXIT);
+}
+
+static bool test_outlived_unmap(void)
+{
+	return outlived(GIVE_UP_UNMAP);
+}
+
+static bool test_outlived_write(void)
+{
+	return outlived(GIVE_UP_WRITE);
+}
+
+static bool test_outlived_merge(void)
+{
+	return outlived(GIVE_UP_WRITE_AND_MERGE);
+}
+
 struct test {
 	const char *name;
 	bool (*run)(void);
@@ -1055,6 +1156,10 @@ static const struct test tests[] = {
 	{ "out of the tree and in again", test_again },
 	{ "PR_SET_MEMORY_MERGE", test_merge_any },
 	{ "reclaim", test_reclaim, true },
+	{ "child of a process that has exited", test_outlived_exit },
+	{ "child of a process that has unmapped them", test_outlived_unmap },
+	{ "child of a process that has written to them", test_outlived_write },
+	{ "child of a process that has merged others", test_outlived_merge },
 	{ "memory failure", test_memory_failure },
 	{ "memory failure, strangers", test_memory_failure_stranger },
 };
@@ -1101,9 +1206,8 @@ int main(int argc, char **argv)
 	psz = sysconf(_SC_PAGESIZE);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	ksft_print_header();
-	kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
-	if (kpageflags_fd < 0 || access(KSM_SYSFS "run", W_OK))
-		ksft_exit_skip("needs root, KSM and /proc/kpageflags\n");
+	if (geteuid() || access(KSM_SYSFS "run", W_OK))
+		ksft_exit_skip("needs root and KSM\n");
 	use_merge = !(argc > 1 && !strcmp(argv[1], "ksmd")) && probe_merge();
 	two_nodes = !access("/sys/devices/system/node/node1", F_OK);
 	have_swap = setup_swap();
