@@ -251,9 +251,18 @@ static bool all_merged(void)
 /* Let ksmd pass over everything: what it does, and drops, is done then. */
 static bool full_scans(int n)
 {
-	long start = read_long(KSM_SYSFS "full_scans");
+	static char *bait;
 	int tries = 3000;
+	long start;
 
+	/* It goes round only while there is something to look at. */
+	if (!bait) {
+		bait = anon(1);
+		fill(bait, 1);
+		if (madvise(bait, psz, MADV_MERGEABLE))
+			return false;
+	}
+	start = read_long(KSM_SYSFS "full_scans");
 	if (write_str(KSM_SYSFS "run", "1"))
 		return false;
 	while (read_long(KSM_SYSFS "full_scans") < start + n && --tries)
