@@ -5,6 +5,9 @@
 #   make run      install what is missing, build, and show it at work
 #   make test     install what is missing, build, run all tests
 #   make bench    the published numbers, measured here
+#   make kernel   the kernel with MADV_MERGE (kernel/README.md)
+#   make kernel-test  its tests, in QEMU
+#   make kernel-bench what its merging costs, in QEMU
 #   make install  into $(DESTDIR)$(PREFIX)
 
 BUILD := build
@@ -12,6 +15,7 @@ PREFIX ?= /usr/local
 PACKAGES := gcc g++ libc6-dev pkg-config meson ninja-build python3 libxxhash-dev \
 	libjson-c-dev libncurses-dev libsystemd-dev libcmocka-dev libjs-chart.js python3-jsonschema \
 	musl-tools busybox-static
+KERNEL_PACKAGES := flex bison bc libelf-dev cpio xz-utils patch perl qemu-system-x86
 
 # The system's own interpreter first: what stands before it in PATH may be a script.
 PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
@@ -22,7 +26,8 @@ CPPCHECK_DEFS = --platform=unix64 -D__x86_64__ -D__SIZEOF_LONG__=8 -D__NR_mmap=9
 	-D__GLIBC__=2 -D_GNU_SOURCE -DSAMEPAGE_VERSION='"0"' \
 	-D__LP64__=1 --include=$(QUEUE_H)
 
-.PHONY: all deps setup build products run test bench install check-style clean
+.PHONY: all deps setup build products run test bench kernel kernel-test kernel-bench install \
+	check-style clean
 
 all: build
 
@@ -62,8 +67,20 @@ products: setup
 run: products
 	@$(PYTHON) examples/demo.py $(BUILD)/samepage
 
+test: PACKAGES += $(KERNEL_PACKAGES)
 test: deps
 	@tests/run.sh
+
+kernel kernel-test kernel-bench: PACKAGES += $(KERNEL_PACKAGES)
+kernel: deps
+	kernel/build.sh plain
+
+# Parts of kernel/test.sh, or all but the slowest.
+kernel-test: deps
+	kernel/test.sh $(PARTS)
+
+kernel-bench: build
+	kernel/bench.sh
 
 # For the guests' image and the plots.
 bench: PACKAGES += debootstrap gnuplot-nox
