@@ -51,11 +51,11 @@ struct scan_chunk {
 	uint16_t volatile_pages;
 	uint8_t idle; /* the time between looks, doubled so often */
 	uint8_t round; /* of the candidate table, lowest bits */
-	bool news;
-	bool idling; /* due because it was not looked at for long, and for nothing else */
-	bool whole; /* what is known may be of pages that are gone: ask what is present */
-	bool huge; /* had huge pages at the last look */
-	bool epoch; /* looked at in the full scan that is under way, if as scan->epoch */
+	bool news : 1;
+	bool idling : 1; /* due because it was not looked at for long, and for nothing else */
+	bool whole : 1; /* what is known may be of pages that are gone: ask what is present */
+	bool huge : 1; /* had huge pages at the last look */
+	bool epoch : 1; /* looked at in the full scan that is under way, if as scan->epoch */
 };
 
 _Static_assert(sizeof(struct scan_chunk) <= 72, "an eighth of a byte a page and a bit");
