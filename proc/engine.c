@@ -422,7 +422,7 @@ static int start_thread(struct proc_engine *e)
 	pthread_attr_t attr;
 	int err;
 
-	e->sigfd = e->pagemap_fd = e->maps_fd = e->uffd = e->ksm_fd = -1;
+	e->sigfd = e->pagemap_fd = e->maps_fd = e->uffd = e->ksm_fd = e->mem_fd = -1;
 	e->reconnect_wait_usec = RECONNECT_FIRST_USEC;
 	e->reconnect_at_usec = 0;
 	e->tags_count = 0;

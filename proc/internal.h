@@ -175,6 +175,7 @@ struct proc_engine {
 	bool no_pagemap_scan; /* this kernel has none */
 	int maps_fd; /* for PROCMAP_QUERY */
 	int ksm_fd;  /* ksm_stat, with e->kernel; else -1 */
+	int mem_fd;  /* the process's memory, read without pins; -1: it is not to be had */
 	struct sys_ksm_stat ksm; /* as counted so far */
 	struct proc_hold hold;
 	struct proc_staging staging[2]; /* [0] rw-, [1] rwx */

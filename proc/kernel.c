@@ -83,6 +83,7 @@ static int try_kernel(struct proc_engine *e)
 	e->ksm_fd = sys_ksm_stat_open();
 	if (e->ksm_fd < 0)
 		return e->ksm_fd;
+	e->mem_fd = sys->open("/proc/thread-self/mem", O_RDONLY | O_CLOEXEC, 0);
 	err = sys_ksm_stat_read(e->ksm_fd, &e->ksm);
 	if (err < 0)
 		proc_kernel_end(e);
@@ -105,7 +106,9 @@ void proc_kernel_end(struct proc_engine *e)
 {
 	if (e->ksm_fd >= 0)
 		sys->close(e->ksm_fd);
-	e->ksm_fd = -1;
+	if (e->mem_fd >= 0)
+		sys->close(e->mem_fd);
+	e->ksm_fd = e->mem_fd = -1;
 }
 
 void proc_kernel_forked(void)

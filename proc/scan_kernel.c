@@ -10,9 +10,9 @@
  *
  *   tracker   by the bytes (checksum): the kernel does not merge what somebody's userfaultfd
  *             watches, and that would be ours
- *   reading   only pages that are mapped here and nowhere else. A merged page is in several
- *             places, and process_vm_readv(2) would pin it and so break it; and none that
- *             is shared can change without becoming this process's own first
+ *   reading   only pages that are mapped here and nowhere else: none that is shared can
+ *             change without becoming this process's own first. And through /proc/self/mem:
+ *             process_vm_readv(2) pins, and a page that has just been merged would be broken
  *   merged    a page that was offered and is shared afterwards, where the kernel has counted
  *             merges. It may be a fork's: known as merged, it is left alone until it is the
  *             process's own again, and no harm is done. What is shown is the kernel's count
@@ -90,7 +90,10 @@ static void hash_pages(struct proc_engine *e, struct scan_look *look, uint32_t i
 	struct iovec to = { e->work->maps_buf, (size_t)n << e->page_shift };
 	struct iovec from = { (void *)(look->chunk->base + ((uint64_t)i << e->page_shift)),
 			      to.iov_len };
-	ssize_t got = sys->read_self(&to, 1, &from, 1);
+	/* Without a pin: somebody's offer may have merged it a moment ago. */
+	ssize_t got = e->mem_fd >= 0 ? sys->pread(e->mem_fd, to.iov_base, to.iov_len,
+						  (off_t)(uintptr_t)from.iov_base)
+				     : sys->read_self(&to, 1, &from, 1);
 	uint32_t have = got < 0 ? 0 : (uint32_t)((size_t)got >> e->page_shift);
 
 	for (uint32_t k = 0; k < n; k++) {
