@@ -412,9 +412,46 @@ static void writes_that_the_program_tracks(void **state)
 	st_close();
 }
 
+/* --- nothing but written pages ------------------------------------------------------ */
+
+static void run_restorer(unsigned self)
+{
+	char *p = st_memory(PAGES);
+
+	pt_fill(p, PAGES, SEED);
+	st_did(self, 1);
+	st_wait_step(2);
+	write_some(p, PAGES);
+	check_some(p, PAGES);
+	st_did(self, 2);
+	st_wait_step(3);
+	PT_CHECK(pt_differs(p, PAGES, SEED) == -1);
+	st_did(self, 3);
+}
+
+/* As counters of references do: every page written, and all as before in the end. */
+static void written_pages_merge_again(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_start("restorer");
+	st_start("restorer");
+	st_step(1);
+	ST_UNTIL(both_share(PAGES));
+	st_step(2);
+	ST_UNTIL(both_share(PAGES));
+	assert_true(st_report(0).scan.homecomings && st_report(1).scan.homecomings);
+	assert_true(st_report(0).scan.pages_broken >= PAGES);
+	st_step(3);
+	st_end(0);
+	st_end(1);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
-	static const struct st_role roles[] = { { "locker", run_locker },
+	static const struct st_role roles[] = { { "restorer", run_restorer },
+						{ "locker", run_locker },
 						{ "told", run_told },
 						{ "leaver", run_leaver },
 						{ "orphan", run_orphan },
@@ -423,6 +460,7 @@ int main(int argc, char **argv)
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(locked_memory_stays_locked),
+		cmocka_unit_test(written_pages_merge_again),
 		cmocka_unit_test(a_userfaultfd_that_is_told_of_forks),
 		cmocka_unit_test(what_is_left_is_not_registered),
 		cmocka_unit_test(what_another_broker_does_not_watch),
