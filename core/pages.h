@@ -29,9 +29,10 @@
  * A page's level is how much longer than the shortest wait it must be still: each level
  * doubles the wait. At level n only every 2^n-th change that is seen counts, so the wait
  * comes to about as long as the page has been changing; and a merge that is broken soon
- * counts double. (When that was is not known exactly: after the last look that saw it whole,
- * which may be long ago. It counts from there.) A page that keeps changing is thus left alone for longer and longer,
- * and one that was written while its program started is merged soon after.
+ * counts double. (When that was is not known exactly: after the last look that saw it
+ * whole, which may be long ago. It counts from there.) A page that keeps changing is thus
+ * left alone for longer and longer, and one that was written while its program started is
+ * merged soon after.
  *
  * Times are in msec and may wrap around: only differences are used, and for fresh and
  * aside pages only eight bits of them, in eighths of the wait. A page that is looked at
