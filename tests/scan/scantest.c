@@ -417,11 +417,16 @@ bool st_has_flag(const char *two_letters)
 
 	PT_CHECK(f);
 	while (fgets(line, sizeof(line), f)) {
+		bool here = false, ours = false;
+
 		if (strncmp(line, "VmFlags:", 8))
 			continue;
 		for (char *save, *w = strtok_r(line + 8, " \n", &save); w;
-		     w = strtok_r(NULL, " \n", &save))
-			has |= strcmp(w, two_letters) == 0;
+		     w = strtok_r(NULL, " \n", &save)) {
+			here |= strcmp(w, two_letters) == 0;
+			ours |= strcmp(w, "dd") == 0; /* staging: registered all the time */
+		}
+		has |= here && !ours;
 	}
 	fclose(f);
 	return has;

@@ -100,7 +100,7 @@ void st_wait_step(unsigned step);
 char *st_memory(size_t pages);
 /* Note the frames of pages, from place `at` of the board. Touches them. */
 void st_note_pfns(unsigned self, size_t at, const char *p, size_t pages);
-/* smaps: any mapping with this VmFlag ("uw") in the whole process? */
+/* smaps: any mapping with this VmFlag ("uw") in the whole process, the library's own left out? */
 bool st_has_flag(const char *two_letters);
 /* Pages of [p, p + pages) in mappings of a store. */
 size_t st_store_pages(const char *p, size_t pages);
