@@ -1276,7 +1276,8 @@ static void race_writers(bool ksmd)
 	for (long i = 0; i <= RACE_THREADS; i++)
 		need(!pthread_create(&threads[i], NULL, i < RACE_THREADS ? race_store : race_read,
 				     (void *)i), "pthread_create");
-	while (now() < end) {
+	/* On a slow machine as long as it takes to have tested something. */
+	while (now() < end || (sum.merged < 200 && now() < end + 60)) {
 		for (int i = 0; i < 2; i++) {
 			merge_pages(race.pages[i], RACE_PAGES, &s);
 			sum.merged += s.merged;
