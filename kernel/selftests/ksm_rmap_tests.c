@@ -251,18 +251,16 @@ static bool all_merged(void)
 /* Let ksmd pass over everything: what it does, and drops, is done then. */
 static bool full_scans(int n)
 {
-	static char *bait;
-	int tries = 3000;
-	long start;
+	long start = read_long(KSM_SYSFS "full_scans");
+	static char *page;
+	int tries = 500;
 
-	/* It goes round only while there is something to look at. */
-	if (!bait) {
-		bait = anon(1);
-		fill(bait, 1);
-		if (madvise(bait, psz, MADV_MERGEABLE))
-			return false;
+	/* It only scans where somebody has asked for it. */
+	if (!page) {
+		page = anon(1);
+		fill(page, getpid());
+		madvise(page, psz, MADV_MERGEABLE);
 	}
-	start = read_long(KSM_SYSFS "full_scans");
 	if (write_str(KSM_SYSFS "run", "1"))
 		return false;
 	while (read_long(KSM_SYSFS "full_scans") < start + n && --tries)
