@@ -9,7 +9,9 @@
 #               of cli preloads nothing; the shim's own mmap and ASan's do not mix
 #   build-tsan  ThreadSanitizer: unit, threads
 #   build-clang clang, if it is there: builds, nothing is run
-#   kernel      the kernel with MADV_MERGE: built, booted in QEMU (kernel/test.sh quick)
+#   kernel      the kernel with MADV_MERGE: built, booted in QEMU (kernel/test.sh quick), and
+#               the process tests in it and on Debian's own (kernel/guest/test.sh), as far as
+#               there is time
 #
 # All with -Werror. Ends with the line "N passed, N failed, N skipped", where
 # each TAP subtest counts as a test, a build that fails counts as a failed one,
@@ -37,9 +39,15 @@ broken() {
 	failed=$((failed + 1))
 }
 
+# Of all the time, in seconds.
+left() {
+	printf '%s\n' "$((MINUTES_MAX * 60 - 30 - SECONDS))"
+}
+
 # within SECONDS COMMAND... : in that time, and in what is left of all; 124, 137: it was not
 within() {
-	local seconds=$1 left=$((MINUTES_MAX * 60 - 30 - SECONDS))
+	local seconds=$1 left
+	left=$(left)
 	shift
 	[ "$left" -gt 0 ] || return 124
 	timeout -k 20 "$((seconds < left ? seconds : left))" "$@" </dev/null
@@ -150,7 +158,7 @@ plain() {
 	within 120 tests/real/packages.sh "$PWD/build/real-root"
 	# The guests' image, once; without it their test skips, and says why.
 	[ "$(id -u)" != 0 ] || REAL_ROOT=$PWD/build/real-root \
-		within 180 bench/vm/image.sh "$PWD/build/bench-cache" >/dev/null
+		within 180 bench/vm/image.sh "${SAMEPAGE_BENCH_CACHE:-$PWD/build/bench-cache}" >/dev/null
 	SAMEPAGE_REAL_SECONDS=${SAMEPAGE_REAL_SECONDS:-6} run build 420 --suite real
 }
 
@@ -182,30 +190,53 @@ clang() {
 	fi
 }
 
-# Its output counts as meson's does; what it has not, it says, and that is one skipped test.
-kernel() {
-	local what p f s
-	for what in qemu-system-x86_64 flex bison bc cpio patch; do
-		if ! command -v "$what" >/dev/null; then
-			printf 'kernel: skipped, no %s here\n' "$what"
-			skipped=$((skipped + 1))
-			return
-		fi
-	done
-	if ! kernel/build.sh --source >/dev/null 2>"$tmp/log"; then
-		cat "$tmp/log"
-		printf 'kernel: skipped, no source to build it from\n'
-		skipped=$((skipped + 1))
-		return
-	fi
-	within 780 kernel/test.sh quick 2>&1 | tee "$tmp/log" | grep -v '^ok'
+# skip TEXT : one skipped test
+skip() {
+	printf 'skipped: %s\n' "$1"
+	skipped=$((skipped + 1))
+}
+
+# tap NAME SECONDS COMMAND... : its last line counts, as meson's tests do
+tap() {
+	local name=$1 seconds=$2 p f s
+	shift 2
+	within "$seconds" "$@" 2>&1 | tee "$tmp/tap" | grep -v '^ok'
 	if ! read -r p f s < <(sed -n -E \
-		'$s/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$tmp/log"); then
-		broken 'kernel: not done in time'
+		'$s/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$tmp/tap"); then
+		broken "$name: not done in time"
 		return
 	fi
 	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-	printf 'kernel: %d passed, %d failed, %d skipped\n' "$p" "$f" "$s"
+	printf '%s: %d passed, %d failed, %d skipped\n' "$name" "$p" "$f" "$s"
+}
+
+# It comes last: where the time that it takes is not left any more, it says so and skips.
+KERNEL_BUILD_SECONDS=420 KERNEL_BOOT_SECONDS=300 GUEST_SECONDS=240
+
+kernel() {
+	local what cache need=$KERNEL_BOOT_SECONDS
+	for what in qemu-system-x86_64 flex bison bc cpio patch; do
+		command -v "$what" >/dev/null || { skip "kernel: no $what here"; return; }
+	done
+	cache=${SAMEPAGE_KERNEL_CACHE:-$PWD/build/kernel}
+	compgen -G "$cache/image-plain-*/bzImage" >/dev/null || need=$((need + KERNEL_BUILD_SECONDS))
+	if [ "$(left)" -lt "$need" ]; then
+		skip "kernel: $(left) s left, $need needed"
+		return
+	fi
+	if ! kernel/build.sh --source >/dev/null 2>"$tmp/log"; then
+		cat "$tmp/log"
+		skip 'kernel: no source to build it from'
+		return
+	fi
+	tap kernel 780 kernel/test.sh quick
+	for what in kernel remap stock; do
+		if [ "$(left)" -lt "$GUEST_SECONDS" ] || ! [ -d build/tests ]; then
+			skip "process tests in a guest ($what): $(left) s left, or not built"
+		else
+			tap "guest, $what" "$GUEST_SECONDS" kernel/guest/test.sh build "$what"
+		fi
+	done
 }
 
 no_aslr=
