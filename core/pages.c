@@ -136,7 +136,8 @@ static bool is_own(const struct core_pages_group *g, unsigned i)
 {
 	enum core_page_state state = core_page_state(g, i);
 
-	return state == CORE_PAGE_FRESH || state == CORE_PAGE_KNOWN || state == CORE_PAGE_ASIDE;
+	return state == CORE_PAGE_FRESH || state == CORE_PAGE_KNOWN || state == CORE_PAGE_ASIDE ||
+	       state == CORE_PAGE_BROKEN;
 }
 
 enum core_page_want core_page_look(struct core_pages_group *g, unsigned i,

@@ -174,7 +174,8 @@ int samepage_stats(struct samepage *handle, struct samepage_stats *stats, size_t
 	    (size != sizeof(*stats) && size != offsetof(struct samepage_stats, primitive)))
 		return -EINVAL;
 	err = proc_engine_stats(handle->engine, &all);
-	memcpy(stats, &all, size);
+	if (err == 0)
+		memcpy(stats, &all, size);
 	return err;
 }
 

@@ -354,6 +354,7 @@ void proc_scan_free(struct proc_engine *e); /* the thread has ended */
 void proc_scan_forked(struct proc_engine *e);
 void proc_scan_connected(struct proc_engine *e); /* to a store; perhaps another one */
 void proc_scan_uffd(struct proc_engine *e, bool wp_async); /* e->uffd is a new one */
+void proc_scan_merged_by_call(struct proc_engine *e);
 void proc_scan_pause(struct proc_engine *e, bool pause);
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end); /* no longer ours */
 void proc_scan_slice(struct proc_engine *e); /* if it is time */

@@ -567,6 +567,8 @@ void proc_pass_range(struct proc_engine *e, uint64_t start, uint64_t end, enum p
 	res->cpu_usec += sys_thread_cpu_usec() - cpu;
 	if (gap)
 		*gap = p.gap;
+	if (res->pages_merged && !e->kernel)
+		proc_scan_merged_by_call(e);
 }
 
 void proc_pass_owned(struct proc_engine *e, enum proc_mode mode, struct samepage_result *res)

@@ -77,6 +77,12 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 	s->regions = kept;
 }
 
+static void look_whole(struct scan_chunk *k, uint32_t now)
+{
+	k->whole = true;
+	k->due_msec = now;
+}
+
 /* --- what is merged -------------------------------------------------------------- */
 
 static void note_chunk(struct proc_engine *e, struct scan_chunk *k, uint64_t at, uint64_t end,
@@ -90,14 +96,20 @@ static void note_chunk(struct proc_engine *e, struct scan_chunk *k, uint64_t at,
 		uint32_t i = (uint32_t)((at - k->base) >> e->page_shift);
 		struct core_pages_group *g = all ? scan_group_make(s, k, i / CORE_PAGES_GROUP)
 						 : scan_group(s, k, i / CORE_PAGES_GROUP);
+		enum core_page_state was;
 
-		if (g && (all || core_page_state(g, i % CORE_PAGES_GROUP) != CORE_PAGE_GONE))
-			news += core_page_stays(g, i % CORE_PAGES_GROUP, now);
+		if (!g)
+			continue;
+		was = core_page_state(g, i % CORE_PAGES_GROUP);
+		if ((!all && was == CORE_PAGE_GONE) || !core_page_stays(g, i % CORE_PAGES_GROUP, now))
+			continue;
+		/* Counted at once: sweep() goes by it. */
+		k->pages[was] -= k->pages[was] > 0;
+		k->pages[CORE_PAGE_MERGED]++;
+		news++;
 	}
-	if (!news)
-		return;
-	k->looks = 0;
-	k->due_msec = k->seen_msec = now;
+	if (news)
+		look_whole(k, now);
 }
 
 /*
@@ -238,8 +250,7 @@ static void sweep(struct proc_engine *e)
 					gone += core_pages_sweep(scan_group(s, k, i));
 		if (r < s->regions && s->region[r].start < k->base + size && !gone)
 			continue;
-		k->looks = 0;
-		k->due_msec = now;
+		look_whole(k, now);
 	}
 }
 
@@ -263,12 +274,6 @@ static int each(const struct sys_vma *v, void *arg)
 		return 0;
 	take_owned(r, v);
 	return 0;
-}
-
-static void look_whole(struct scan_chunk *k, uint32_t now)
-{
-	k->whole = true;
-	k->due_msec = now;
 }
 
 /*

@@ -139,6 +139,13 @@ void proc_scan_uffd(struct proc_engine *e, bool wp_async)
 	e->scan->armed_uffd = -1;
 }
 
+/* Nobody would notice what is written there: the next reading of mappings does. */
+void proc_scan_merged_by_call(struct proc_engine *e)
+{
+	if (e->scan)
+		e->scan->regions_generation = UINT64_MAX;
+}
+
 /* What is registered is to be known: the program may want to register it itself. */
 static void disarm_all(struct proc_engine *e)
 {

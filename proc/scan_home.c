@@ -16,6 +16,7 @@
 
 #define PIECES_LEAST 64u
 #define PIECES_MOST 4096u
+#define PIECE_PAGES 32u /* on average, at most: long runs take their time as well */
 /* The program's own calls and writes there wait for so long: not to be felt. */
 #define SHORT_USEC 5000u
 #define LONG_USEC 15000u
@@ -32,6 +33,7 @@ struct gather {
 	struct proc_engine *e;
 	struct proc_piece *piece;
 	unsigned n, max;
+	uint64_t pages; /* that may still be taken */
 	bool full;
 };
 
@@ -85,6 +87,11 @@ static void gather_page(struct gather *g, uint64_t at, const struct sys_vma *v)
 	struct proc_piece *last = g->n ? &g->piece[g->n - 1] : NULL;
 	uint64_t end = at + g->e->page_bytes;
 
+	if (g->pages == 0) {
+		g->full = true;
+		return;
+	}
+	g->pages--;
 	if (last && last->end == at && last->start >= v->start)
 		last->end = end;
 	else if (g->n < g->max)
@@ -246,6 +253,7 @@ void scan_home(struct proc_engine *e)
 	if (!g.piece)
 		return;
 	g.max = room < s->home_pieces ? (unsigned)room : s->home_pieces;
+	g.pages = (uint64_t)s->home_pieces * PIECE_PAGES;
 	took = gather(&g) && g.n ? bring(&g, all) : 0;
 	proc_arena_free(g.piece, PIECES_MOST * sizeof(*g.piece));
 	pace_homecoming(s, now, took, g.full && g.max == s->home_pieces);

@@ -309,7 +309,7 @@ static void step_back(bool may_ask_pid)
 
 void shim_filter_coming(const void *program)
 {
-	const struct call thread = { SYS_clone, true, THREAD_FLAGS }, copy = { SYS_clone, true, 0 };
+	const struct call thread = { SYS_clone, true, THREAD_FLAGS }, copy = { SYS_clone, true, CLONE_FILES };
 	const struct call ask_pid = { .nr = SYS_getpid };
 	const struct call scope = { SYS_prctl, true, SYS_PR_SET_MEMORY_MERGE_SCOPE };
 	const struct call ask_scope = { SYS_prctl, true, SYS_PR_GET_MEMORY_MERGE_SCOPE };
