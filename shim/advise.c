@@ -51,11 +51,9 @@
 
 static int discard(void *addr, size_t bytes, const struct shim_range *range, int advice)
 {
-	int ret = proc_mem_maybe_merged(range->start, range->end)
-			  ? proc_mem_discard(range->start, range->end, advice)
-			  : sys->madvise(addr, bytes, advice);
-
-	return ret < 0 ? ret : shim_data_discarded(range);
+	if (!proc_mem_maybe_merged(range->start, range->end))
+		return sys->madvise(addr, bytes, advice);
+	return proc_mem_discard(range->start, range->end, advice);
 }
 
 static int change_odd(void *addr, size_t bytes, const struct shim_range *range, int advice)

@@ -14,7 +14,6 @@
  *                                    what the program asked MADV_MERGEABLE for
  * SAMEPAGE_PRIMITIVE                 what merges: auto, kernel, remap (proc/kernel.h)
  * SAMEPAGE_MERGE_ANY, SAMEPAGE_KSM   inherit.c, prctl.c
- * SAMEPAGE_DATA                      data.c
  * SAMEPAGE_FAULT                     sys/fault.h
  * SAMEPAGE_VERBOSE                   a line on stderr when there will be no merging
  *
@@ -146,7 +145,6 @@ static void dump_merged(void)
 
 static void start(void)
 {
-	struct core_scan_config scan;
 	enum proc_primitive primitive;
 	int ret = sys_fault_from_env();
 
@@ -171,8 +169,6 @@ static void start(void)
 		return;
 	}
 	shim_prctl_start();
-	if (scan_settings(&scan))
-		shim_data_start();
 	atomic_store_explicit(&shim_ready, true, memory_order_release);
 	ret = start_engine(primitive);
 	if (ret < 0) {

@@ -47,8 +47,6 @@ static void moved(const struct shim_range *from, const struct shim_range *to, in
 
 	shim_heap_punched(from);
 	shim_heap_punched(to);
-	shim_data_gone(from);
-	shim_data_gone(to);
 	if (to->start != from->start)
 		proc_mem_release(to->start, to->end);
 	proc_mem_moved(from->start, from->end - from->start, to->start, to->end - to->start);

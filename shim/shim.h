@@ -150,12 +150,6 @@ bool shim_program_is_go(void);
 /* mremap of memory that may be merged (remap_merged.c), lock held. */
 intptr_t shim_remap_merged(const struct shim_range *from, size_t new_bytes, int flags, void *to);
 
-/* data.c */
-void shim_data_start(void); /* once, from the constructor, before there is an engine */
-/* The range was discarded: what was the program's file shows its bytes again. Lock held. */
-int shim_data_discarded(const struct shim_range *range);
-void shim_data_gone(const struct shim_range *range); /* unmapped, or mapped over; lock held */
-
 /* heap.c */
 void shim_heap_start(void);   /* once, from the constructor, when ready */
 void shim_heap_refresh(void); /* before each pass; lock held */

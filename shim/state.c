@@ -44,7 +44,6 @@ bool shim_owning(void)
 void shim_fresh(const struct shim_range *range)
 {
 	shim_heap_punched(range);
-	shim_data_gone(range);
 	if (owning_stopped)
 		proc_mem_release(range->start, range->end);
 	else
@@ -54,7 +53,6 @@ void shim_fresh(const struct shim_range *range)
 void shim_forget(const struct shim_range *range)
 {
 	shim_heap_punched(range);
-	shim_data_gone(range);
 	proc_mem_release(range->start, range->end);
 }
 

@@ -469,65 +469,6 @@ static void threads(void)
 		_exit(NEVER_MERGED);
 }
 
-/*
- * The program's own data: of its file, until it is written. To discard it shows the file
- * again, all of it and with the program's own descriptors gone.
- */
-#define DATA_WORDS (PAGES * 4096 / sizeof(uint64_t))
-static _Alignas(65536) uint64_t own_data[DATA_WORDS] = {
-	[0 ... DATA_WORDS / 2 - 1] = 0x5a5a5a5a5a5a5a5a,
-	[DATA_WORDS / 2 ... DATA_WORDS - 1] = 0x6b6b6b6b6b6b6b6b,
-};
-
-static void show_data(const char *what)
-{
-	printf("%s: %016lx\n", what, hash(own_data, sizeof(own_data)));
-}
-
-static void program_data(void)
-{
-	size_t pages = sizeof(own_data) / page, part = pages / 4 * page;
-	pid_t child;
-
-	show_data("as it was");
-	fill(own_data, pages, 1);
-	/* Without a scanner it stays what it was: part of the file. */
-	if (getenv("KEEP_SCAN"))
-		wait_merged(own_data, sizeof(own_data), pages);
-	show("filled", own_data, pages, 1);
-	said("dontneed", madvise(own_data, part, MADV_DONTNEED));
-	show("some discarded", own_data, pages, 1);
-	show_data("some discarded");
-	fill(own_data, pages / 4, 2);
-	show("written again", own_data, pages, 2);
-	fflush(stdout);
-	child = fork();
-	if (child == 0) {
-		memset(own_data, 1, part);
-		said("child", madvise(own_data, part, MADV_DONTNEED));
-		show_data("child");
-		fflush(stdout);
-		_exit(0);
-	}
-	end_of("child", child);
-	said("protect", mprotect(own_data, part, PROT_READ));
-	said("protected", touch((char *)own_data, true));
-	said("unprotect", mprotect(own_data, part, RW));
-	said("all", madvise(own_data, sizeof(own_data), MADV_DONTNEED));
-	show_data("all discarded");
-	said("unmap", munmap((char *)own_data + part, part));
-	said("hole", touch((char *)own_data + part, false));
-	/* Other memory in the place of the file, and the file around it. */
-	said("map", mmap((char *)own_data + part, part, RW, ANON | MAP_FIXED, -1, 0) !=
-			    MAP_FAILED);
-	fill(own_data, pages, 3);
-	if (getenv("KEEP_SCAN"))
-		wait_merged(own_data, sizeof(own_data), pages);
-	said("all", madvise(own_data, sizeof(own_data), MADV_DONTNEED));
-	show_data("all discarded");
-	show("zeros", (char *)own_data + part, pages / 4, 3);
-}
-
 int main(int argc, char **argv)
 {
 	static const struct keep_case cases[] = {
@@ -539,7 +480,6 @@ int main(int argc, char **argv)
 		{ "unmapped", unmapped },	{ "protected", protected },
 		{ "locked", locked },		{ "program_break", program_break },
 		{ "trimmed", trimmed },		{ "threads", threads },
-		{ "program_data", program_data },
 	};
 
 	return keep_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
