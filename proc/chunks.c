@@ -138,7 +138,7 @@ void scan_all_due(struct proc_scan *s)
 	uint32_t now = scan_now_msec(s, sys_now_usec());
 
 	for (uint32_t i = 0; i < s->chunks; i++)
-		s->chunk[i].due_msec = now;
+		scan_due_now(s, &s->chunk[i], now);
 }
 
 /*
@@ -164,7 +164,7 @@ static void unwatched(struct proc_scan *s, struct scan_chunk *k, uint32_t first,
 	/* What has become present meanwhile was never written since: only a whole look tells. */
 	k->looks = 0;
 	k->idle = 0;
-	k->due_msec = clock.now_msec;
+	scan_due_now(s, k, clock.now_msec);
 }
 
 static void unwatched_part(struct proc_scan *s, struct scan_chunk *k, uint64_t start, uint64_t end,

@@ -207,8 +207,10 @@ void proc_mem_fork_child(void)
 	atomic_store(&excluded_lock, 0);
 	passes = 0;
 	/* The engine's thread is not here, nor what it watched for. */
-	if (watch && !torn)
+	if (watch && !torn) {
 		core_rangeset_free(&watch->touched);
+		core_rangeset_free(&watch->discarded);
+	}
 	watch = NULL;
 	if (!torn)
 		return;
@@ -242,13 +244,16 @@ static void note_change(struct core_rangeset *rs, bool *everything, uint64_t sta
 
 void proc_mem_watch(struct proc_mem_watch *w)
 {
-	if (watch)
+	if (watch) {
 		core_rangeset_free(&watch->touched);
+		core_rangeset_free(&watch->discarded);
+	}
 	watch = w;
 	if (!w)
 		return;
 	core_rangeset_init(&w->touched, proc_mem_sets_realloc);
-	w->everything = false;
+	core_rangeset_init(&w->discarded, proc_mem_sets_realloc);
+	w->everything = w->all_discarded = false;
 }
 
 bool proc_mem_watch_touched(const struct proc_mem_watch *w, uint64_t start, uint64_t end)
@@ -451,6 +456,12 @@ void proc_mem_flags_note(const struct proc_mem_flags *flags, uint64_t changes_th
 void proc_mem_made_fresh(uint64_t start, uint64_t end)
 {
 	watch_touched(start, end);
+}
+
+void proc_mem_discarded(uint64_t start, uint64_t end)
+{
+	if (watch)
+		note_change(&watch->discarded, &watch->all_discarded, start, end);
 }
 
 void proc_mem_protected(uint64_t start, uint64_t end)

@@ -96,6 +96,8 @@ void proc_mem_touched(uint64_t start, uint64_t end);
 void proc_mem_protected(uint64_t start, uint64_t end);
 /* Another mapping of the same kind: passes go on, the scanner looks again. */
 void proc_mem_made_fresh(uint64_t start, uint64_t end);
+/* The same mapping without what was in it, where nothing was merged. */
+void proc_mem_discarded(uint64_t start, uint64_t end);
 /*
  * The VMA flags and key of one range, as smaps had them, for as long as nothing but its
  * protection changes: reading smaps costs a walk over all memory below the range, too
@@ -120,6 +122,9 @@ struct proc_mem_watch {
 	struct core_rangeset touched;
 	bool everything;
 	uint64_t generation;
+	/* What mappings there are has not changed, but what is in them has. */
+	struct core_rangeset discarded;
+	bool all_discarded;
 };
 void proc_mem_watch(struct proc_mem_watch *watch);
 bool proc_mem_watch_touched(const struct proc_mem_watch *watch, uint64_t start, uint64_t end);

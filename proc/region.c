@@ -77,10 +77,10 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 	s->regions = kept;
 }
 
-static void look_whole(struct scan_chunk *k, uint32_t now)
+static void look_whole(struct proc_scan *s, struct scan_chunk *k, uint32_t now)
 {
 	k->whole = true;
-	k->due_msec = now;
+	scan_due_now(s, k, now);
 }
 
 /* --- what is merged -------------------------------------------------------------- */
@@ -109,7 +109,7 @@ static void note_chunk(struct proc_engine *e, struct scan_chunk *k, uint64_t at,
 		news++;
 	}
 	if (news)
-		look_whole(k, now);
+		look_whole(s, k, now);
 }
 
 /*
@@ -250,7 +250,7 @@ static void sweep(struct proc_engine *e)
 					gone += core_pages_sweep(scan_group(s, k, i));
 		if (r < s->regions && s->region[r].start < k->base + size && !gone)
 			continue;
-		look_whole(k, now);
+		look_whole(s, k, now);
 	}
 }
 
@@ -280,10 +280,9 @@ static int each(const struct sys_vma *v, void *arg)
  * Lock held. Where the program has unmapped or discarded something, what is known may be of
  * pages that are gone; that nothing was written there says nothing. A whole look tells.
  */
-static void look_again(struct proc_engine *e)
+static void look_again(struct proc_engine *e, struct core_rangeset *touched, bool *everything)
 {
 	struct proc_scan *s = e->scan;
-	const struct core_rangeset *touched = &s->watch.touched;
 	uint32_t now = scan_now_msec(s, sys_now_usec());
 	uint64_t size = scan_chunk_bytes(e);
 	uint64_t span = 0;
@@ -292,9 +291,9 @@ static void look_again(struct proc_engine *e)
 	/* By address where that is less than by what is known. */
 	for (size_t i = 0; i < touched->count; i++)
 		span += (touched->ranges[i].end - touched->ranges[i].start) / size + 1;
-	all = s->watch.everything || span > s->chunks;
+	all = *everything || span > s->chunks;
 	for (uint32_t c = 0; all && c < s->chunks; c++)
-		look_whole(&s->chunk[c], now);
+		look_whole(s, &s->chunk[c], now);
 	for (size_t i = 0; !all && i < touched->count; i++) {
 		const struct core_range *r = &touched->ranges[i];
 
@@ -302,9 +301,22 @@ static void look_again(struct proc_engine *e)
 			struct scan_chunk *k = scan_chunk_at(s, base);
 
 			if (k)
-				look_whole(k, now);
+				look_whole(s, k, now);
 		}
 	}
+	core_rangeset_free(touched);
+	*everything = false;
+}
+
+/* Programs that purge (jemalloc's way) do so often: no reason to read all mappings again. */
+static void take_discarded(struct proc_engine *e)
+{
+	struct proc_mem_watch *w = &e->scan->watch;
+
+	proc_mem_lock_engine();
+	if (w->discarded.count || w->all_discarded)
+		look_again(e, &w->discarded, &w->all_discarded);
+	proc_mem_unlock_engine();
 }
 
 /* Is it time, and is there a reason? Asks the heap how large it is by now. */
@@ -321,9 +333,7 @@ static bool due(struct proc_engine *e, uint64_t now)
 	changed = s->watch.generation != s->regions_generation || s->armed_uffd != e->uffd;
 	if (changed) {
 		s->regions_generation = s->watch.generation;
-		look_again(e);
-		core_rangeset_free(&s->watch.touched);
-		s->watch.everything = false;
+		look_again(e, &s->watch.touched, &s->watch.everything);
 	}
 	proc_mem_unlock_engine();
 	s->regions_at_usec = now + WAIT_LEAST_USEC;
@@ -383,6 +393,7 @@ void scan_regions_read(struct proc_engine *e)
 	uint64_t began = sys_now_usec(), before = mark_of_regions(s), wait;
 	bool same_uffd = s->armed_uffd == e->uffd;
 
+	take_discarded(e);
 	if (!due(e, began))
 		return;
 	s->armed_uffd = e->uffd;
@@ -466,6 +477,6 @@ uint32_t scan_discover(struct proc_engine *e)
 	for (uint32_t i = 0; i < s->regions; i++)
 		made += discover_region(e, &s->region[i]);
 	for (uint32_t i = before; i < s->chunks; i++)
-		s->chunk[i].due_msec = now;
+		scan_due_now(s, &s->chunk[i], now);
 	return made;
 }

@@ -160,6 +160,14 @@ static inline uint64_t scan_chunk_bytes(const struct proc_engine *e)
 	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
 }
 
+/* Also if this round through all has passed it already. */
+static inline void scan_due_now(struct proc_scan *s, struct scan_chunk *k, uint32_t now_msec)
+{
+	k->due_msec = now_msec;
+	if (s->cursor && (int32_t)(now_msec - s->round_due_msec) < 0)
+		s->round_due_msec = now_msec;
+}
+
 /* chunks.c: the memory of all that */
 struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base); /* NULL: none */
 struct scan_chunk *scan_chunk_make(struct proc_scan *s, uint64_t base); /* NULL: no memory */

@@ -164,7 +164,7 @@ static uint64_t note_home(struct proc_engine *e, uint64_t at, uint64_t end)
 		/* Counted as what it is now, or nobody would look at the chunk. */
 		k->pages[CORE_PAGE_BROKEN]--;
 		k->pages[CORE_PAGE_FRESH]++;
-		k->due_msec = now;
+		scan_due_now(s, k, now);
 		pages++;
 	}
 	return pages;

@@ -499,7 +499,7 @@ static uint32_t find_news(struct proc_engine *e, bool index, bool table)
 		if (!k->news)
 			continue;
 		found++;
-		k->due_msec = now;
+		scan_due_now(s, k, now);
 	}
 	return found;
 }

@@ -85,7 +85,7 @@ static void decide(struct proc_engine *e, struct scan_chunk *k, struct core_page
 	e->work->pair_seen[at] = 1;
 	core_page_pair_is(g, i, CORE_PAGE_TWIN);
 	k->news = true;
-	k->due_msec = scan_now_msec(s, sys_now_usec());
+	scan_due_now(s, k, scan_now_msec(s, sys_now_usec()));
 }
 
 void scan_pairs(struct proc_engine *e)

@@ -51,9 +51,15 @@
 
 static int discard(void *addr, size_t bytes, const struct shim_range *range, int advice)
 {
-	if (!proc_mem_maybe_merged(range->start, range->end))
-		return sys->madvise(addr, bytes, advice);
-	return proc_mem_discard(range->start, range->end, advice);
+	int ret;
+
+	if (proc_mem_maybe_merged(range->start, range->end))
+		return proc_mem_discard(range->start, range->end, advice);
+	ret = sys->madvise(addr, bytes, advice);
+	/* What was known of pages there is not so any more, and no write says so. */
+	if (ret == 0 || ret == -ENOMEM)
+		proc_mem_discarded(range->start, range->end);
+	return ret;
 }
 
 static int change_odd(void *addr, size_t bytes, const struct shim_range *range, int advice)

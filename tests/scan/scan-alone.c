@@ -89,7 +89,10 @@ static void run_rebuilder(unsigned self)
 	pt_fill(p, PAGES, 8);
 	st_did(self, 1);
 	st_wait_step(2); /* freed, and seen to be gone */
-	munmap(p, PAGES * pt_page());
+	if (strcmp(getenv("REBUILD"), "discard") == 0)
+		PT_CHECK(madvise(p, PAGES * pt_page(), MADV_DONTNEED) == 0);
+	else
+		munmap(p, PAGES * pt_page());
 	st_did(self, 2);
 	st_wait_step(3); /* built again, elsewhere */
 	q = st_memory(PAGES + 1);
@@ -114,10 +117,11 @@ static void run_rebuilder(unsigned self)
 	st_did(self, 7);
 }
 
-static void rebuilt(const char *tracker)
+static void rebuilt(const char *tracker, const char *how)
 {
 	st_open(NULL);
 	st_env(tracker);
+	st_env(how);
 	st_start("rebuilder");
 	st_step(1);
 	ST_UNTIL(unshared(0, PAGES));
@@ -144,13 +148,20 @@ static void rebuilt(const char *tracker)
 static void a_process_that_builds_the_same_again(void **state)
 {
 	(void)state;
-	rebuilt("SAMEPAGE_SCAN_TRACKER=wp-async");
+	rebuilt("SAMEPAGE_SCAN_TRACKER=wp-async", "REBUILD=unmap");
 }
 
 static void a_process_that_builds_the_same_again_by_checksum(void **state)
 {
 	(void)state;
-	rebuilt("SAMEPAGE_SCAN_TRACKER=checksum");
+	rebuilt("SAMEPAGE_SCAN_TRACKER=checksum", "REBUILD=unmap");
+}
+
+/* As allocators purge: no mapping changes, and no write tells. */
+static void a_process_that_discards_and_builds_the_same_again(void **state)
+{
+	(void)state;
+	rebuilt("SAMEPAGE_SCAN_TRACKER=wp-async", "REBUILD=discard");
 }
 
 /* --- records ----------------------------------------------------------------------------- */
@@ -255,6 +266,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_worker_that_is_restarted),
 		cmocka_unit_test(a_process_that_builds_the_same_again),
 		cmocka_unit_test(a_process_that_builds_the_same_again_by_checksum),
+		cmocka_unit_test(a_process_that_discards_and_builds_the_same_again),
 		cmocka_unit_test(records_that_are_not_needed_any_more),
 		cmocka_unit_test(a_handle_beside_the_scanner),
 	};
