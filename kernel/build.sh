@@ -205,7 +205,8 @@ compile() {
 		cat "$log" >&2
 		die "$name does not build"
 	}
-	if grep -q 'warning:' "$log"; then
+	# Debugging makes large frames elsewhere.
+	if grep 'warning:' "$log" | grep -qv Wframe-larger-than; then
 		cat "$log" >&2
 		die "$name builds with warnings"
 	fi
