@@ -18,10 +18,13 @@ import socket
 import struct
 import sys
 
-MAGIC, VERSION = 0x47504D53, 2
+MAGIC = 0x47504D53
 HELLO, CTL, WELCOME, ERROR, CTL_ITEM, CTL_END = 1, 7, 64, 65, 70, 71
 RESULT = 4 + 32 + 2 + 1 + 3  # 64 bit words of struct samepage_result
 VMAS_ADDED = 4 + 32 + 2
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../core/wire.h"),
+          encoding="utf-8") as f:
+    VERSION = int(re.search(r"#define CORE_WIRE_VERSION (\d+)", f.read())[1])
 # 64 bit words of struct core_scan_counters, behind two of 32; it grows now and then.
 with open(os.path.dirname(os.path.abspath(__file__)) + "/../../core/scan.h", encoding="utf-8") as f:
     SCAN = len(re.findall(r"^\tuint64_t \w+;",
