@@ -217,8 +217,10 @@ void proc_segments_trim(struct proc_engine *e)
 	if (!e->segments_room || nothing_changed(e))
 		return;
 	mem = find_used(e, &bytes);
-	if (!mem)
+	if (!mem) {
+		e->segments_fetched = true; /* so that it is tried again */
 		return;
+	}
 	for (uint32_t i = 0; i < e->segments_room; i++) {
 		if (e->segments[i].fd < 0 || mem[e->segments_room * sizeof(uint64_t) + i])
 			continue;
