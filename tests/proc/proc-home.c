@@ -163,7 +163,10 @@ static bool is_uffd(int fd)
 
 	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", fd);
 	n = readlink(link, to, sizeof(to) - 1);
-	return n > 0 && memcmp(to, "anon_inode:[userfaultfd]", (size_t)n) == 0;
+	if (n <= 0)
+		return false;
+	to[n] = '\0';
+	return strcmp(to, "anon_inode:[userfaultfd]") == 0;
 }
 
 /* The writer comes to the page, and waits. */
