@@ -59,14 +59,11 @@ struct scan_chunk *scan_chunk_at(struct proc_scan *s, uint64_t base)
 	return s->slot[at] ? &s->chunk[s->slot[at] - 1] : NULL;
 }
 
-static bool table_grow(struct proc_scan *s)
+/* Of so many places; false: no memory, and it stays as it is. */
+static bool table_make(struct proc_scan *s, uint32_t slots)
 {
-	uint32_t slots = s->slots ? s->slots * 2 : 4 * ROOM_FIRST;
-	uint32_t *table;
+	uint32_t *table = proc_arena_alloc_far(slots * sizeof(*table));
 
-	if ((s->chunks + 1) * 2 <= s->slots)
-		return true;
-	table = proc_arena_alloc_far(slots * sizeof(*table));
 	if (!table)
 		return false;
 	if (s->slot)
@@ -76,6 +73,13 @@ static bool table_grow(struct proc_scan *s)
 	for (uint32_t i = 0; i < s->chunks; i++)
 		s->slot[find(s, s->chunk[i].base)] = i + 1;
 	return true;
+}
+
+static bool table_grow(struct proc_scan *s)
+{
+	if ((s->chunks + 1) * 2 <= s->slots)
+		return true;
+	return table_make(s, s->slots ? s->slots * 2 : 4 * ROOM_FIRST);
 }
 
 /* Whoever stands behind an emptied place, and would not be found any more, moves up. */
@@ -302,18 +306,10 @@ static void shrink_groups(struct proc_scan *s)
 
 static void shrink_table(struct proc_scan *s)
 {
-	uint32_t slots = 4 * room_for(s->chunks), *table;
+	uint32_t slots = 4 * room_for(s->chunks);
 
-	if (slots >= s->slots / 2)
-		return;
-	table = proc_arena_alloc_far(slots * sizeof(*table));
-	if (!table)
-		return;
-	proc_arena_free(s->slot, s->slots * sizeof(*s->slot));
-	s->slot = table;
-	s->slots = slots;
-	for (uint32_t i = 0; i < s->chunks; i++)
-		s->slot[find(s, s->chunk[i].base)] = i + 1;
+	if (slots < s->slots / 2)
+		(void)table_make(s, slots);
 }
 
 void scan_shrink(struct proc_scan *s)
