@@ -25,7 +25,7 @@ test "$(id -u)" -eq 0 || sudo="sudo -E"
 document=$here/../docs/benchmarks.md
 # Programs of Debian's that are not installed are unpacked into the build folder.
 scan() {
-	REAL_ROOT=$build/real-root
+	REAL_ROOT=$(realpath -m "$build/real-root")
 	export REAL_ROOT
 	"$here/../tests/real/packages.sh" "$REAL_ROOT"
 	$sudo "$bench/scan-guard" /usr/bin/python3 "$here/scan/scan.py" --build "$build" "$@"

@@ -12,7 +12,7 @@
 #
 # usage: packages.sh FOLDER
 set -u
-root=${1:?folder to unpack into}
+root=$(realpath -m "${1:?folder to unpack into}") || exit 0
 packages=(redis-server redis-tools postgresql-15 nginx-light apache2-utils busybox-static
 	qemu-system-x86 seabios stress-ng debootstrap)
 cache=$root.debs
