@@ -26,6 +26,7 @@
 
 struct proc_engine;
 struct proc_link;
+struct proc_glance;
 
 /* How an engine reaches its store. Called on the engine's thread only. */
 struct proc_link_ops {
@@ -45,6 +46,8 @@ struct proc_link_ops {
 	 * meanwhile. May be NULL. wake: 0, or -errno and the link is to be given up. */
 	void (*rest)(struct proc_link *link);
 	int (*wake)(struct proc_link *link);
+	/* The counters, while at rest. NULL: as when awake. 0 or -errno. */
+	int (*glance)(struct proc_link *link, struct proc_glance *glance);
 	/* In a forked child: what the link holds belongs to the parent. */
 	void (*forget)(struct proc_link *link);
 	void (*free)(struct proc_link *link);

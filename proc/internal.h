@@ -61,6 +61,13 @@ struct proc_link {
 	int uffd_dev;  /* an open /dev/userfaultfd from the broker, or -1 */
 };
 
+/* What of the store moves when others publish or report something. */
+struct proc_glance {
+	uint64_t published, twins, round;
+};
+
+int proc_link_glance(struct proc_link *link, struct proc_glance *glance);
+
 enum proc_mode {
 	PROC_MODE_LOOK,      /* report fingerprints, merge nothing */
 	PROC_MODE_CANDIDATE, /* promote what was seen twice */

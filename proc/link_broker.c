@@ -286,6 +286,37 @@ static void link_rest(struct proc_link *link)
 	sys->madvise(b->room, sizeof(*b->room), MADV_DONTNEED);
 }
 
+/* At rest, without mapping anything: what it says is a hint. */
+static int link_glance(struct proc_link *link, struct proc_glance *g)
+{
+	struct broker_link *b = of(link);
+	off_t index = offsetof(struct core_index_header, slots_published);
+	off_t cand = (off_t)(bytes_of(&b->cand) / 2) + offsetof(struct core_cand_header, round);
+	uint64_t moves[2]; /* round, twins */
+
+	if (sys->pread(b->index.fd, &g->published, sizeof(g->published), index) !=
+		    sizeof(g->published) ||
+	    sys->pread(b->cand.fd, moves, sizeof(moves), cand) != sizeof(moves))
+		return -EIO;
+	g->round = moves[0];
+	g->twins = moves[1];
+	return 0;
+}
+
+_Static_assert(offsetof(struct core_cand_header, twins) ==
+		       offsetof(struct core_cand_header, round) + sizeof(uint64_t),
+	       "read together");
+
+int proc_link_glance(struct proc_link *link, struct proc_glance *g)
+{
+	if (!link->ring && link->ops->glance)
+		return link->ops->glance(link, g);
+	g->published = atomic_load(&link->index.header->slots_published);
+	g->twins = atomic_load(&link->standing.header->twins);
+	g->round = atomic_load(&link->standing.header->round);
+	return 0;
+}
+
 static bool take_bytes(struct shared *s, uint64_t bytes)
 {
 	s->blocks = (uint32_t)(bytes / BLOCK_BYTES);
@@ -476,6 +507,7 @@ static const struct proc_link_ops broker_ops = {
 	.tags_standing = link_tags_standing,
 	.rest = link_rest,
 	.wake = link_wake,
+	.glance = link_glance,
 	.forget = link_forget,
 	.free = link_free,
 };

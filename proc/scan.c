@@ -75,6 +75,7 @@ int proc_scan_new(struct proc_engine *e, const struct core_scan_config *own)
 	s->regions_generation = UINT64_MAX;
 	s->memory.available_permille = UINT32_MAX;
 	core_pace_init(&s->pace, defaults.cpu_permille, s->began_usec);
+	scan_calm_reset(s);
 	e->scan = s;
 	return 0;
 }
@@ -106,7 +107,8 @@ static void start_over(struct proc_engine *e)
 	scan_forget_all(s);
 	s->armed_uffd = -1;
 	s->regions_generation = UINT64_MAX;
-	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = 0;
+	scan_calm_reset(s);
+	s->regions_at_usec = s->discover_at_usec = s->news_at_usec = s->news_rest_usec = 0;
 	s->regions_idle = s->discover_idle = s->news_idle = 0;
 	s->news_published = s->news_twins = 0;
 	s->suspects = 0;
@@ -325,6 +327,11 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	k->looks++;
 	check_round(s, k);
 	count_epoch(s, k);
+	if (scan_calm_chunk(s, k)) {
+		s->n.pages_skipped += PROC_CHUNK_PAGES;
+		schedule(s, k, now, UINT32_MAX, false);
+		return true;
+	}
 	look->chunk = k;
 	look->clock = (struct core_pages_clock){ now, first, k->looks };
 	look->merged = 0;
@@ -376,12 +383,16 @@ static void discover(struct proc_engine *e, uint64_t now)
 
 	if (now < s->discover_at_usec)
 		return;
-	if (scan_discover(e))
+	/* Without a fault nothing becomes present. */
+	if (s->wp && s->calm.discovered == s->calm.gen)
+		s->discover_idle = DISCOVER_LATEST;
+	else if (scan_discover(e))
 		s->discover_idle = 0;
 	else if (s->discover_idle < DISCOVER_LATEST)
 		s->discover_idle++;
 	wait = (uint64_t)s->set.first_msec << s->discover_idle;
 	s->discover_at_usec = now + (wait < most ? wait : most) * 1000;
+	s->calm.discovered = s->calm.gen;
 }
 
 static void new_round(struct proc_engine *e)
@@ -470,6 +481,7 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 	s->due_usec = s->wake_usec;
 	s->wake_usec = least(s->due_usec, now + PEEK_USEC);
 	s->cursor = 0;
+	scan_calm_round(s);
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
 }
 
@@ -479,6 +491,7 @@ static void work(struct proc_engine *e, uint64_t now)
 	int64_t limit = e->vmas_limit;
 
 	memset(e->work->collided, 0, sizeof(e->work->collided));
+	scan_calm_slice(e, now);
 	read_memory(s, now);
 	scan_regions_read(e);
 	discover(e, now);
@@ -533,8 +546,8 @@ void proc_scan_slice(struct proc_engine *e)
 
 	if (!s || now < s->wake_usec || !ready(e, now))
 		return;
-	if (now < s->due_usec && s->watch.generation == s->regions_generation &&
-	    s->armed_uffd == e->uffd) {
+	if (s->watch.generation == s->regions_generation && s->armed_uffd == e->uffd &&
+	    (now < s->due_usec ? !scan_calm_stirs(e, now) : scan_calm_rests(e, now))) {
 		s->wake_usec = least(s->due_usec, now + PEEK_USEC);
 		return;
 	}
@@ -550,6 +563,7 @@ void proc_scan_slice(struct proc_engine *e)
 	spent = sys_thread_cpu_usec() - cpu;
 	s->n.cpu_usec += spent;
 	core_pace_spend(&s->pace, sys_now_usec(), spent);
+	scan_calm_spent(s, now);
 }
 
 uint64_t proc_scan_wake_usec(const struct proc_engine *e)

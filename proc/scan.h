@@ -15,7 +15,8 @@
  *             it; the rest is reported to the table and asked about again when somebody
  *             else has reported or published something ("news"). What the table has of us
  *             already is looked for among our own pages (scan_pairs.c)
- *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h)
+ *   pace      a ceiling on CPU time, and how long to sleep (core/pace.h); what has not changed
+ *             by the count of page faults is passed by (scan_calm.c)
  *
  * States of the scanner: off (e->scan is NULL: never), paused (nothing is registered or
  * looked at), running.
@@ -51,6 +52,7 @@ struct scan_chunk {
 	uint16_t volatile_pages;
 	uint8_t idle; /* the time between looks, doubled so often */
 	uint8_t round; /* of the candidate table, lowest bits */
+	uint16_t gen;  /* of the calm, when it was last looked at */
 	bool news : 1;
 	bool idling : 1; /* due because it was not looked at for long, and for nothing else */
 	bool whole : 1; /* what is known may be of pages that are gone: ask what is present */
@@ -95,6 +97,22 @@ enum scan_want {
 #define SCAN_COUNT_CALM_USEC 2000000u
 #define SCAN_COUNT_IDLE_USEC 60000000u
 
+/* scan_calm.c */
+struct scan_calm {
+	uint64_t faults;     /* of the program's threads, when last asked */
+	uint64_t moved_usec; /* when there were last seen to be new ones */
+	uint64_t trust_usec; /* then nothing is taken for calm that is not looked at again */
+	uint64_t hurry_usec; /* no look out of turn before, */
+	uint64_t pause_usec; /* nor when there were faults within so long */
+	uint64_t cpu_usec, merged; /* of the scanner, when the last one began */
+	uint32_t in_vain;    /* looks out of turn that led to nothing, one after the other */
+	uint16_t gen;        /* moves when something may have changed */
+	uint16_t discovered; /* when memory was last looked for where there was none */
+	bool hurrying;
+	bool all;            /* all chunks are calm */
+	bool known;          /* there are pages for which news matter */
+};
+
 struct proc_scan {
 	struct core_scan_config own; /* the program's, by its environment */
 	struct core_scan_config set; /* with the broker's and the defaults */
@@ -138,6 +156,7 @@ struct proc_scan {
 
 	uint64_t news_published, news_twins; /* up to which everything was asked */
 	uint64_t news_at_usec;
+	uint64_t news_rest_usec; /* not before, when nothing else is to be done */
 	uint32_t news_idle;
 	uint32_t suspects; /* known pages that may have another of our own; more or less */
 	uint64_t pairs_at_usec; /* not looked for before */
@@ -147,6 +166,7 @@ struct proc_scan {
 	uint32_t fork_nsec_page; /* what a fork costs here; 0: not known yet */
 	uint64_t home_from; /* those below have had their turn */
 	uint64_t round; /* of the standing table */
+	struct scan_calm calm;
 	struct scan_look look;
 };
 
@@ -220,6 +240,20 @@ void scan_kernel_count(const struct proc_engine *e, struct core_scan_counters *n
 void scan_reports_send(struct proc_engine *e);
 /* Tags that others have reported or published meanwhile. */
 void scan_news(struct proc_engine *e);
+
+/* scan_calm.c: whether anything happens */
+void scan_calm_reset(struct proc_scan *s);
+/* A slice begins: what it looks at is as new as this. */
+void scan_calm_slice(struct proc_engine *e, uint64_t now);
+void scan_calm_seen(struct proc_scan *s, struct scan_chunk *k, bool all_of_it);
+bool scan_calm_chunk(const struct proc_scan *s, const struct scan_chunk *k);
+void scan_calm_round(struct proc_scan *s);
+/* A slice is over, and what it took is counted. */
+void scan_calm_spent(struct proc_scan *s, uint64_t now);
+/* Nothing is due: is there something to do nevertheless? */
+bool scan_calm_stirs(struct proc_engine *e, uint64_t now);
+/* Something is due: is there nothing to do nevertheless? Then it is due later. */
+bool scan_calm_rests(struct proc_engine *e, uint64_t now);
 
 /* scan_pairs.c: pages of our own that have the same contents */
 void scan_suspect(struct proc_scan *s, struct core_pages_group *g, unsigned i);

@@ -448,7 +448,11 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 
 /* --- news ------------------------------------------------------------------------- */
 
+/* Times what it cost, and so often doubled if there was none: while we are at work, and at rest. */
 #define NEWS_COST_FACTOR 20u
+#define NEWS_IDLE_AWAKE 5u
+#define NEWS_REST_FACTOR 1000u
+#define NEWS_IDLE_MOST 7u
 
 static bool is_known(const struct core_pages_group *g, unsigned i)
 {
@@ -509,7 +513,7 @@ void scan_news(struct proc_engine *e)
 	struct proc_scan *s = e->scan;
 	uint64_t slots = atomic_load(&e->link->index.header->slots_published);
 	uint64_t twins = atomic_load(&e->link->standing.header->twins);
-	uint64_t began = sys_now_usec(), wait;
+	uint64_t began = sys_now_usec(), took, wait;
 
 	bool index = slots != s->news_published, table = twins != s->news_twins;
 
@@ -519,8 +523,11 @@ void scan_news(struct proc_engine *e)
 	s->news_twins = twins;
 	if (find_news(e, index, table))
 		s->news_idle = 0;
-	else if (s->news_idle < 5)
+	else if (s->news_idle < NEWS_IDLE_MOST)
 		s->news_idle++;
-	wait = (sys_now_usec() - began) * NEWS_COST_FACTOR;
-	s->news_at_usec = began + wait + ((uint64_t)s->set.first_msec * 500 << s->news_idle);
+	took = sys_now_usec() - began;
+	wait = (uint64_t)s->set.first_msec * 500;
+	s->news_at_usec = began + took * NEWS_COST_FACTOR +
+			  (wait << (s->news_idle < NEWS_IDLE_AWAKE ? s->news_idle : NEWS_IDLE_AWAKE));
+	s->news_rest_usec = began + took * NEWS_REST_FACTOR + (wait << s->news_idle);
 }

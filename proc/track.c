@@ -273,9 +273,12 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 				changed |= protect(e, look, from, until);
 			}
 		}
-		if (!present && !changed && !something_waits(e, k))
+		if (!present && !changed && !something_waits(e, k)) {
+			scan_calm_seen(s, look->chunk, !k->pages[CORE_PAGE_MERGED]);
 			return false;
+		}
 	}
+	scan_calm_seen(s, look->chunk, true);
 	if (e->kernel)
 		scan_kernel_see(e, look);
 	return true;

@@ -196,14 +196,14 @@ static const long vital[] = {
 	SYS_process_vm_writev, SYS_sendmsg, SYS_recvmsg, SYS_clock_gettime, SYS_sched_yield,
 	SYS_exit, SYS_msync, SYS_fstatfs, SYS_shmctl,
 };
-/* Of an engine that starts, in a child, or connects again, and of handlers of exec:
- * they can do without. */
+/* Of an engine that starts, in a child, or connects again, of handlers of exec, and of a
+ * scanner at rest: they can do without. */
 static const long starting[] = {
 	SYS_socket, SYS_connect, SYS_getsockopt, SYS_fcntl, SYS_fstat, SYS_newfstatat, SYS_statx,
 	SYS_memfd_create, SYS_close_range, SYS_unshare, SYS_signalfd4, SYS_userfaultfd,
 	SYS_get_mempolicy, SYS_getrandom, SYS_set_robust_list, SYS_rseq, SYS_clone3, SYS_mlock,
 	SYS_prlimit64, SYS_pwrite64, SYS_write, SYS_rt_sigaction, SYS_set_tid_address,
-	SYS_faccessat, SYS_personality, SYS_rt_tgsigqueueinfo,
+	SYS_faccessat, SYS_personality, SYS_rt_tgsigqueueinfo, SYS_getrusage,
 };
 /* What finding pinned pages takes (proc/retreat.c), besides a clone without flags. */
 static const long pin_test[] = { SYS_kill, SYS_wait4, SYS_prctl, SYS_getppid, SYS_exit_group };

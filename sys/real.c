@@ -19,7 +19,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -183,6 +183,16 @@ size_t sys_page_bytes(void)
 		__atomic_store_n(&page_bytes, bytes, __ATOMIC_RELAXED);
 	}
 	return bytes;
+}
+
+int sys_real_faults(int who, uint64_t *faults)
+{
+	struct rusage use;
+	long r = sys_raw(__NR_getrusage, who, &use);
+
+	if (r == 0)
+		*faults = (uint64_t)use.ru_minflt + (uint64_t)use.ru_majflt;
+	return (int)r;
 }
 
 pid_t sys_gettid(void)

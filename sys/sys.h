@@ -111,7 +111,9 @@ struct sys_peer {
 	/* madvise(MADV_MERGE); the scope of what this process merges with (sys/ksm.h) */         \
 	X(int, merge, (void *addr, size_t bytes), (addr, bytes))                                   \
 	X(int, merge_scope_set, (unsigned op, uint64_t cookie), (op, cookie))                      \
-	X(int, merge_scope_get, (uint64_t *cookie), (cookie)) /* the op */
+	X(int, merge_scope_get, (uint64_t *cookie), (cookie)) /* the op */                        \
+	/* page faults so far of RUSAGE_SELF, all threads of this process, or RUSAGE_THREAD */    \
+	X(int, faults, (int who, uint64_t *faults), (who, faults))
 
 struct sys_ops {
 #define SYS_OPS_MEMBER(ret, name, params, args) ret(*name) params;

@@ -93,6 +93,7 @@ static inline intptr_t refused_call(enum sys_fault_point point)
 	case SYS_FAULT_merge_scope_set: return sys->merge_scope_set(UINT_MAX, 0);
 	case SYS_FAULT_merge_scope_get: return sys->merge_scope_get(BAD_ADDRESS);
 	case SYS_FAULT_inode: return sys->inode(-1, &(uint64_t){ 0 });
+	case SYS_FAULT_faults: return sys->faults(INT_MAX, &have);
 	case SYS_FAULT_NONE:
 	case SYS_FAULT_COUNT: break;
 	}
