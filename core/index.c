@@ -39,7 +39,7 @@
 #define FIRST_LEVEL 6u /* 64 buckets: one page of them */
 #define MAX_BUCKETS (1u << 31)
 #define FORCED_SPLITS_MAX 8u
-#define DISPLACE_NODES_MAX 96u /* 72 million random insertions needed at most 23 */
+#define DISPLACE_NODES_MAX 96u /* 96 million random insertions needed at most 59 */
 #define FORCED_LOAD_PERCENT 52u
 #define LOOKUP_RETRIES 3u
 #define NO_BUCKET UINT32_MAX

@@ -80,7 +80,7 @@ static void test_four_million(void **state)
 		if (i >= 65536) {
 			uint64_t used = core_index_used_bytes(&ix);
 
-			if (used > 16ull * i)
+			if (used > 11ull * i)
 				fail_msg("%u slots use %lu bytes", i, (unsigned long)used);
 			if (used * 1000 / i > worst_milli)
 				worst_milli = used * 1000 / i;
