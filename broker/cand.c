@@ -51,16 +51,10 @@
 #define GROWN_TIMES 4u
 #define FEW_TAGS 65536u /* 256 KiB: not worth a renewal */
 #define SWEEP_LEAST 64u /* numbers, to be worth it */
-#define FIRST_BUCKETS CORE_CAND_BUCKETS_MIN /* 64 KiB: the standing table follows what is in it */
 
 static uint64_t load(const _Atomic uint64_t *counter)
 {
 	return atomic_load_explicit(counter, memory_order_relaxed);
-}
-
-static uint32_t load_active(const struct core_cand *table)
-{
-	return atomic_load_explicit(&table->header->active, memory_order_relaxed);
 }
 
 int broker_cand_init(struct broker_store *st)
@@ -81,7 +75,7 @@ int broker_cand_init(struct broker_store *st)
 	if (r == 0)
 		r = core_cand_init(&st->standing.table, mem + one, one);
 	if (r == 0)
-		core_cand_begin_small(&st->standing.table, FIRST_BUCKETS);
+		core_cand_begin_small(&st->standing.table);
 	st->standing.wait_usec = RENEW_FIRST_USEC;
 	return r;
 }
@@ -182,28 +176,38 @@ static void renew(struct broker_store *st, uint64_t now_usec)
 	struct broker_standing *sd = &st->standing;
 
 	clear(st, &sd->table, st->cand_shm.bytes / 2);
-	core_cand_begin_small(&sd->table, FIRST_BUCKETS);
+	core_cand_begin_small(&sd->table);
 	sd->began_usec = now_usec;
 	sd->gone = 0;
 	sd->settled = false;
 	memset(sd->used, 0, sizeof(sd->used));
 }
 
-/* Memory first: a store to a page that cannot be had would be the end of us. */
-static void grow(struct broker_store *st, struct core_cand *table)
+static bool back_buckets(struct broker_store *st, const struct core_cand *table, uint32_t first,
+			 uint32_t count)
 {
-	uint32_t active = load_active(table);
-	const uint8_t *from = (const uint8_t *)table->entries + (size_t)active * CORE_CAND_BUCKET_BYTES;
-	size_t bytes = (size_t)active * CORE_CAND_BUCKET_BYTES;
+	const uint8_t *from = (const uint8_t *)table->entries + (size_t)first * CORE_CAND_BUCKET_BYTES;
+	const uint8_t *last = from + (size_t)count * CORE_CAND_BUCKET_BYTES - 1;
 
-	for (size_t at = 0; at < bytes; at += st->page_bytes)
-		if (!broker_cand_back(st, from + at))
-			return;
-	/* Where nothing was added yet there is no page to read from, either. */
-	for (size_t at = 0; at < bytes; at += st->page_bytes)
-		if (!broker_cand_back(st, (const uint8_t *)table->entries + at))
-			return;
+	for (; from < last; from += st->page_bytes)
+		if (!broker_cand_back(st, from))
+			return false;
+	return broker_cand_back(st, last);
+}
+
+/*
+ * Memory first: a store to a page that cannot be had would be the end of us. And where nothing
+ * was added yet there is no page to read from, either.
+ */
+static bool grow(struct broker_store *st, struct core_cand *table)
+{
+	struct core_cand_step step;
+
+	if (!core_cand_step(table, &step) || !back_buckets(st, table, step.to, step.to_count) ||
+	    !back_buckets(st, table, step.from, CORE_CAND_ROW))
+		return false;
 	core_cand_grow(table);
+	return true;
 }
 
 /* What those who are gone had reported. Where nothing was ever added there is nothing. */
@@ -212,7 +216,7 @@ static void sweep(struct broker_store *st)
 	struct broker_standing *sd = &st->standing;
 	const uint8_t *from = (const uint8_t *)sd->table.entries;
 
-	for (uint32_t b = 0; b < load_active(&sd->table); b++)
+	for (uint32_t b = 0; b < core_cand_used(&sd->table); b++)
 		if (is_backed(st, page_of(st, from + (size_t)b * CORE_CAND_BUCKET_BYTES)))
 			core_cand_sweep(&sd->table, b, 1);
 	for (unsigned who = 1; who <= CORE_CAND_WHO_MAX; who++)
@@ -267,18 +271,15 @@ void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t
 			   unsigned count, uint64_t now_usec)
 {
 	struct broker_standing *sd = &st->standing;
+	bool grows = true; /* until there is no memory */
 	uint64_t age;
 
 	sd->used[who] = true;
-	for (unsigned i = 0; i < count; i++)
+	for (unsigned i = 0; i < count; i++) {
+		if (grows && core_cand_full(&sd->table))
+			grows = grow(st, &sd->table);
 		if (has_room(st, &sd->table, tag[i]))
 			core_cand_report(&sd->table, tag[i], who);
-	while (core_cand_full(&sd->table)) {
-		uint32_t was = load_active(&sd->table);
-
-		grow(st, &sd->table);
-		if (load_active(&sd->table) == was)
-			break;
 	}
 	if (sd->began_usec == 0)
 		sd->began_usec = now_usec;

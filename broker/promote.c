@@ -30,12 +30,13 @@
 #include "samepage.h"
 #include "sys/sys.h"
 
-/* More than what a batch of CORE_WIRE_SUBMIT_MAX insertions adds to the index. */
-#define INDEX_AHEAD_BYTES (UINT64_C(32) << 10)
+/* More than CORE_WIRE_SUBMIT_MAX insertions add to the index, but for a flood of crafted ones. */
+#define INDEX_AHEAD_BYTES (UINT64_C(16) << 10)
 
 /*
  * Without memory for a bucket, the first store to it would be a SIGBUS (strict
- * overcommit): ask for it while an error can still be reported.
+ * overcommit): ask for it while an error can still be reported. What was not asked for the
+ * index does not touch, whatever is promoted (I4).
  */
 int broker_index_back(struct broker_store *st)
 {
@@ -46,8 +47,8 @@ int broker_index_back(struct broker_store *st)
 		want = st->index_shm.bytes;
 	if (want <= st->index_backed)
 		return 0;
-	/* Some more at once, the more the larger it is, to be asked seldom. */
-	want += INDEX_AHEAD_BYTES + want / 16;
+	/* Some more at once, to be asked seldom. */
+	want += INDEX_AHEAD_BYTES + st->page_bytes - 1;
 	want &= ~(uint64_t)(st->page_bytes - 1);
 	if (want > st->index_shm.bytes)
 		want = st->index_shm.bytes;
@@ -56,6 +57,7 @@ int broker_index_back(struct broker_store *st)
 	if (r < 0 && r != -EINVAL)
 		return r;
 	st->index_backed = want;
+	core_index_limit(&st->index, want);
 	return 0;
 }
 

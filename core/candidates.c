@@ -3,8 +3,9 @@
  * Candidate table.
  *
  * A tag's bits are mixed first, one to one. The lower ten say where in a row of 1024
- * buckets it goes, and an entry keeps the other 22. Of these so many as there are rows say
- * which row, so a table grows from what it holds. The second choice lies in the same row, at a
+ * buckets it goes, and an entry keeps the other 22. These, as a part of 2^22, say which row:
+ * that part of the rows in use. So a table grows from what it holds, and entries only ever
+ * move up. The second choice lies in the same row, at a
  * distance that the 22 bits say. Two tags at that distance are mistaken for each other (31
  * bits of the tag count). A wrong twin costs one slot that nobody shares, a lost one a merge
  * that comes later (I2 does not depend on either).
@@ -12,32 +13,43 @@
  * Entry: 22 bits of the tag, 9 bits who (0: empty), 1 bit "another one before" (TWICE). The
  * table of rounds has one who for all.
  *
+ * Growth goes by whole rows, the last one first: what it holds moves to where it belongs among
+ * `next` rows, which have room there already, and `left` says down to which row that is
+ * done. Steps are made as entries come, so that the last is made when the rows left have
+ * CAND_LAST_PERCENT.
+ *
  * The clock hand is the number of drops ever: it moves on by one with each. From the
  * hand on, a page seen once is dropped before one seen twice: what is known to
  * have a twin is what the table is for.
  *
  * The writer is alone; readers see single 32-bit entries, whole, at any age.
  * They take the table's size from their own struct core_cand, checked in
- * attach against what is mapped, and never from the header again (I4).
+ * attach against what is mapped, and never from the header again; the shape is read once
+ * for each look and cut down to that size (I4).
  */
 #include "core/candidates.h"
 
 #include <errno.h>
 
-#define CAND_VERSION 2
-#define CAND_BUCKETS_MAX (1u << 30)
+#define CAND_VERSION 3
+#define CAND_ROWS_MAX (1u << 20)
 #define CAND_LOAD_PERCENT 75
-#define CAND_FULL_PERCENT 85 /* two choices of sixteen: hardly anything is dropped yet */
-#define CAND_ROW (CORE_CAND_BUCKETS_MIN - 1)
-#define CAND_TAG_MASK (~CAND_ROW)
-#define CAND_WHO_MASK (CAND_ROW & ~CAND_TWICE)
+#define CAND_FULL_PERCENT 84 /* two choices of sixteen: hardly anything is dropped yet, */
+#define CAND_LAST_PERCENT 87 /* nor then */
+#define CAND_GROWTH 8u       /* by an eighth, one row at least */
+#define CAND_MOVED_WAYS 13u  /* of a bucket, filled without a look at the other one */
+#define CAND_PLACE_BITS 10
+#define CAND_TAG_BITS (32 - CAND_PLACE_BITS)
+#define CAND_PLACE_MASK (CORE_CAND_ROW - 1)
+#define CAND_TAG_MASK (~CAND_PLACE_MASK)
+#define CAND_WHO_MASK (CAND_PLACE_MASK & ~CAND_TWICE)
 #define CAND_WHO_SHIFT 1
 #define CAND_TWICE 1u
 #define CAND_ANYBODY 1u /* in the table of rounds */
 
 _Static_assert(sizeof(struct core_cand_header) <= CORE_CAND_HEADER_BYTES, "header too long");
 _Static_assert(sizeof(_Atomic uint32_t) == sizeof(uint32_t), "entries are plain words");
-
+_Static_assert(CORE_CAND_ROW == 1u << CAND_PLACE_BITS, "a place in a row");
 _Static_assert(CAND_WHO_MASK >> CAND_WHO_SHIFT == CORE_CAND_WHO_MAX, "who fits");
 
 /* One to one, so that nothing is lost of the tag. */
@@ -48,6 +60,46 @@ static uint32_t cand_mix(uint32_t x)
 	return x ^ (x >> 16);
 }
 
+struct cand_shape {
+	uint32_t rows; /* in use */
+	uint32_t next; /* after the growth that is under way or comes next */
+	uint32_t left; /* rows from here on have been moved already; none: rows */
+};
+
+/* Whatever the header says: rows and next are 1 at least, and within what is mapped. */
+static struct cand_shape cand_shape(const struct core_cand *ct)
+{
+	uint64_t word = atomic_load_explicit(&ct->header->shape, memory_order_relaxed);
+	uint32_t most = ct->buckets / CORE_CAND_ROW;
+	struct cand_shape s = { .rows = (uint32_t)(word >> 32), .left = (uint32_t)word };
+
+	if (s.rows == 0 || s.rows > most)
+		s.rows = most;
+	s.next = s.rows + (s.rows + CAND_GROWTH - 1) / CAND_GROWTH;
+	if (s.next > most)
+		s.next = most;
+	return s;
+}
+
+static void cand_set_shape(struct core_cand *ct, uint32_t rows, uint32_t left)
+{
+	atomic_store_explicit(&ct->header->shape, (uint64_t)rows << 32 | left,
+			      memory_order_relaxed);
+}
+
+/* kept: 22 bits in their place. Less than `rows`. */
+static uint32_t cand_row_of(uint32_t kept, uint32_t rows)
+{
+	return (uint32_t)((uint64_t)(kept >> CAND_PLACE_BITS) * rows >> CAND_TAG_BITS);
+}
+
+static uint32_t cand_row(const struct cand_shape *s, uint32_t kept)
+{
+	uint32_t row = cand_row_of(kept, s->rows);
+
+	return row < s->left ? row : cand_row_of(kept, s->next);
+}
+
 struct cand_pair {
 	_Atomic uint32_t *bucket[2];
 	uint32_t kept; /* of the mixed tag, in an entry's place */
@@ -55,21 +107,29 @@ struct cand_pair {
 
 static uint32_t cand_apart(uint32_t kept)
 {
-	return (((kept >> 10) * 0x9e3779b1u) >> 22 & CAND_ROW) | 1;
+	return (((kept >> CAND_PLACE_BITS) * 0x9e3779b1u) >> CAND_TAG_BITS & CAND_PLACE_MASK) | 1;
+}
+
+static _Atomic uint32_t *cand_bucket(const struct core_cand *ct, uint32_t row, uint32_t place)
+{
+	return ct->entries + ((size_t)row * CORE_CAND_ROW + place) * CORE_CAND_WAYS;
+}
+
+/* `place`: one of its two, in that row. */
+static struct cand_pair cand_pair(const struct core_cand *ct, uint32_t row, uint32_t place,
+				  uint32_t kept)
+{
+	return (struct cand_pair){ .kept = kept,
+				   .bucket = { cand_bucket(ct, row, place),
+					       cand_bucket(ct, row, place ^ cand_apart(kept)) } };
 }
 
 static struct cand_pair cand_buckets(const struct core_cand *ct, uint32_t tag)
 {
-	uint32_t x = cand_mix(tag);
-	/* Whatever the header says: within what is mapped. */
-	uint32_t mask = (atomic_load_explicit(&ct->header->active, memory_order_relaxed) - 1) &
-			(ct->buckets - 1);
-	struct cand_pair pair = { .kept = x & CAND_TAG_MASK };
-	uint32_t first = x & mask;
+	struct cand_shape s = cand_shape(ct);
+	uint32_t x = cand_mix(tag), kept = x & CAND_TAG_MASK;
 
-	pair.bucket[0] = ct->entries + (size_t)first * CORE_CAND_WAYS;
-	pair.bucket[1] = ct->entries + (size_t)(first ^ cand_apart(pair.kept)) * CORE_CAND_WAYS;
-	return pair;
+	return cand_pair(ct, cand_row(&s, kept), x & CAND_PLACE_MASK, kept);
 }
 
 static uint32_t cand_load(_Atomic uint32_t *entry)
@@ -91,12 +151,12 @@ static void counter_add(_Atomic uint64_t *counter, uint64_t n)
 
 size_t core_cand_bytes(uint64_t max_pages)
 {
-	uint64_t buckets = CORE_CAND_BUCKETS_MIN;
-	uint64_t pages_per_4_buckets = 4ull * CORE_CAND_WAYS * CAND_LOAD_PERCENT / 100;
+	uint64_t row_pages = (uint64_t)CORE_CAND_ROW * CORE_CAND_WAYS * CAND_LOAD_PERCENT / 100;
+	uint64_t rows = max_pages / row_pages + 1;
 
-	while (buckets < CAND_BUCKETS_MAX && buckets / 4 * pages_per_4_buckets < max_pages)
-		buckets *= 2;
-	return CORE_CAND_HEADER_BYTES + (size_t)buckets * CORE_CAND_BUCKET_BYTES;
+	if (rows > CAND_ROWS_MAX)
+		rows = CAND_ROWS_MAX;
+	return CORE_CAND_HEADER_BYTES + (size_t)rows * CORE_CAND_ROW_BYTES;
 }
 
 static void cand_view(struct core_cand *ct, void *mem, uint32_t buckets)
@@ -109,19 +169,18 @@ static void cand_view(struct core_cand *ct, void *mem, uint32_t buckets)
 /* mem is zeroed, as fresh shared memory is. -EINVAL: too small, not aligned. */
 int core_cand_init(struct core_cand *ct, void *mem, size_t bytes)
 {
-	size_t room;
-	uint32_t buckets = 1;
+	size_t rows;
 
 	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKETS_MIN * CORE_CAND_BUCKET_BYTES)
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_ROW_BYTES)
 		return -EINVAL;
-	room = (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES;
-	while (buckets < CAND_BUCKETS_MAX && buckets * (size_t)2 <= room)
-		buckets *= 2;
-	cand_view(ct, mem, buckets);
+	rows = (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_ROW_BYTES;
+	if (rows > CAND_ROWS_MAX)
+		rows = CAND_ROWS_MAX;
+	cand_view(ct, mem, (uint32_t)rows * CORE_CAND_ROW);
 	ct->header->version = CAND_VERSION;
-	ct->header->buckets = buckets;
-	atomic_store_explicit(&ct->header->active, buckets, memory_order_relaxed);
+	ct->header->buckets = ct->buckets;
+	cand_set_shape(ct, (uint32_t)rows, (uint32_t)rows);
 	atomic_store_explicit(&ct->header->entries, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->dropped, 0, memory_order_relaxed);
 	atomic_store_explicit(&ct->header->round, 0, memory_order_relaxed);
@@ -137,13 +196,13 @@ int core_cand_attach(struct core_cand *ct, const void *mem, size_t bytes)
 	uint32_t buckets;
 
 	if (!mem || (uintptr_t)mem % CORE_CAND_BUCKET_BYTES != 0 ||
-	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_BUCKETS_MIN * CORE_CAND_BUCKET_BYTES)
+	    bytes < CORE_CAND_HEADER_BYTES + CORE_CAND_ROW_BYTES)
 		return -EPROTO;
 	/* Read once: the other side may change it under our hands. */
 	buckets = header->buckets;
 	if (header->magic != CORE_CAND_MAGIC || header->version != CAND_VERSION)
 		return -EPROTO;
-	if (buckets < CORE_CAND_BUCKETS_MIN || (buckets & (buckets - 1)) != 0 ||
+	if (buckets < CORE_CAND_ROW || buckets % CORE_CAND_ROW != 0 ||
 	    buckets > (bytes - CORE_CAND_HEADER_BYTES) / CORE_CAND_BUCKET_BYTES)
 		return -EPROTO;
 	cand_view(ct, (void *)(uintptr_t)mem, buckets);
@@ -210,17 +269,24 @@ static _Atomic uint32_t *cand_find_victim(struct core_cand *ct, const struct can
 	return victim;
 }
 
-static void cand_put(struct core_cand *ct, const struct cand_pair *pair, unsigned who)
+/* True: there is an entry more; false: for another one. */
+static bool cand_put(struct core_cand *ct, const struct cand_pair *pair, uint32_t value)
 {
 	_Atomic uint32_t *entry = cand_find_room(pair);
+	bool more = entry;
 
-	if (entry) {
-		counter_add(&ct->header->entries, 1);
-	} else {
+	if (!more) {
 		entry = cand_find_victim(ct, pair);
 		counter_add(&ct->header->dropped, 1);
 	}
-	cand_store(entry, pair->kept | who << CAND_WHO_SHIFT);
+	cand_store(entry, value);
+	return more;
+}
+
+static void cand_put_new(struct core_cand *ct, const struct cand_pair *pair, unsigned who)
+{
+	if (cand_put(ct, pair, pair->kept | who << CAND_WHO_SHIFT))
+		counter_add(&ct->header->entries, 1);
 }
 
 /* Who sees that `twins` has moved finds the entry. */
@@ -236,7 +302,7 @@ unsigned core_cand_add(struct core_cand *ct, uint32_t tag)
 	_Atomic uint32_t *entry = cand_find(&pair);
 
 	if (!entry) {
-		cand_put(ct, &pair, CAND_ANYBODY);
+		cand_put_new(ct, &pair, CAND_ANYBODY);
 		return 1;
 	}
 	cand_twice(ct, entry, cand_load(entry));
@@ -250,7 +316,7 @@ bool core_cand_report(struct core_cand *ct, uint32_t tag, unsigned who)
 	uint32_t value;
 
 	if (!entry) {
-		cand_put(ct, &pair, who);
+		cand_put_new(ct, &pair, who);
 		return false;
 	}
 	value = cand_load(entry);
@@ -350,51 +416,83 @@ void core_cand_clear(struct core_cand *ct)
 	counter_add(&ct->header->round, 1);
 }
 
-void core_cand_begin_small(struct core_cand *ct, uint32_t buckets)
+/* Growth --------------------------------------------------------------------- */
+
+void core_cand_begin_small(struct core_cand *ct)
 {
-	if (buckets < CORE_CAND_BUCKETS_MIN)
-		buckets = CORE_CAND_BUCKETS_MIN;
-	if (buckets > ct->buckets)
-		buckets = ct->buckets;
-	atomic_store_explicit(&ct->header->active, buckets, memory_order_relaxed);
+	cand_set_shape(ct, 1, 1);
+}
+
+uint32_t core_cand_used(const struct core_cand *ct)
+{
+	struct cand_shape s = cand_shape(ct);
+
+	return (s.left < s.rows ? s.next : s.rows) * CORE_CAND_ROW;
 }
 
 bool core_cand_full(const struct core_cand *ct)
 {
-	uint64_t active = atomic_load_explicit(&ct->header->active, memory_order_relaxed);
+	struct cand_shape s = cand_shape(ct);
 	uint64_t entries = atomic_load_explicit(&ct->header->entries, memory_order_relaxed);
+	/* The more of it is done, the more must have come for the next step. */
+	uint64_t full = (uint64_t)CAND_FULL_PERCENT * s.rows +
+			(uint64_t)(CAND_LAST_PERCENT - CAND_FULL_PERCENT) * (s.rows - s.left);
 
-	return active < ct->buckets &&
-	       entries > active * CORE_CAND_WAYS * CAND_FULL_PERCENT / 100;
+	return s.next > s.rows && entries * 100 > full * CORE_CAND_ROW * CORE_CAND_WAYS;
 }
 
-/* The entries of bucket b that belong `by` buckets further on, now that there are some. */
-static void cand_split(struct core_cand *ct, uint32_t b, uint32_t by)
+bool core_cand_step(const struct core_cand *ct, struct core_cand_step *step)
 {
-	_Atomic uint32_t *from = ct->entries + (size_t)b * CORE_CAND_WAYS;
-	_Atomic uint32_t *to = from + (size_t)by * CORE_CAND_WAYS;
+	struct cand_shape s = cand_shape(ct);
+	uint64_t row = s.left - 1, first, end;
 
-	for (unsigned i = 0; i < CORE_CAND_WAYS; i++) {
-		uint32_t value = cand_load(&from[i]);
+	if (s.next == s.rows)
+		return false;
+	first = row * s.next / s.rows;
+	end = ((row + 1) * s.next + s.rows - 1) / s.rows;
+	step->from = (uint32_t)row * CORE_CAND_ROW;
+	step->to = (uint32_t)first * CORE_CAND_ROW;
+	step->to_count = (uint32_t)(end - first) * CORE_CAND_ROW;
+	return true;
+}
 
-		/* `by` is a whole number of rows, and both places are in the same one. */
-		if (value == 0 || !(value & CAND_TAG_MASK & by))
-			continue;
-		cand_store(&to[i], value);
-		cand_store(&from[i], 0);
+/* Mostly to the same place of its new row: that costs least, and one of its two it is anyway. */
+static void cand_move(struct core_cand *ct, _Atomic uint32_t *entry, uint32_t row, uint32_t place)
+{
+	uint32_t value = cand_load(entry);
+	struct cand_pair pair = cand_pair(ct, row, place, value & CAND_TAG_MASK);
+
+	cand_store(entry, 0);
+	for (unsigned way = 0; way < CAND_MOVED_WAYS; way++) {
+		if (cand_load(&pair.bucket[0][way]) == 0) {
+			cand_store(&pair.bucket[0][way], value);
+			return;
+		}
 	}
+	if (!cand_put(ct, &pair, value))
+		counter_add(&ct->header->entries, UINT64_MAX); /* one less */
 }
 
 void core_cand_grow(struct core_cand *ct)
 {
-	uint32_t active = atomic_load_explicit(&ct->header->active, memory_order_relaxed);
+	struct cand_shape s = cand_shape(ct);
+	uint32_t row = s.left - 1;
 
-	if (active >= ct->buckets)
+	if (s.next == s.rows)
 		return;
 	/* Readers may miss what moves just then; they ask again when it is reported twice. */
-	atomic_store_explicit(&ct->header->active, active * 2, memory_order_relaxed);
-	for (uint32_t b = 0; b < active; b++)
-		cand_split(ct, b, active);
+	cand_set_shape(ct, s.rows, row);
+	for (uint32_t at = 0; at < CORE_CAND_ROW * CORE_CAND_WAYS; at++) {
+		uint32_t place = at / CORE_CAND_WAYS;
+		_Atomic uint32_t *entry = cand_bucket(ct, row, place) + at % CORE_CAND_WAYS;
+		uint32_t value = cand_load(entry);
+		uint32_t to = cand_row_of(value & CAND_TAG_MASK, s.next);
+
+		if (value != 0 && to != row)
+			cand_move(ct, entry, to, place);
+	}
+	if (row == 0)
+		cand_set_shape(ct, s.next, s.next);
 }
 
 bool core_cand_crowded(const struct core_cand *ct)

@@ -6,10 +6,14 @@
  * 64-byte buckets of sixteen 4-byte entries; a tag may live in either of two
  * buckets. An entry is a part of the tag (22 bits; its place tells nine of the others), who
  * reported it last, and whether somebody else had before (0: empty). A full pair of buckets
- * loses the older entry at a clock hand: a lost
- * fingerprint means a page that is merged later, nothing worse. Growth: the
- * writer is told that the table is crowded (core_cand_crowded) and starts a
- * fresh, larger one; there is nothing in it worth moving.
+ * loses the older entry at a clock hand: a lost fingerprint means a page that is merged later,
+ * nothing worse.
+ *
+ * Growth. The table is cut into rows of 1024 buckets; a tag's two places are in one row, and
+ * which one that is follows from its tag and the number of rows in use, evenly for any number.
+ * So memory follows the entries in steps of an eighth, and a step moves one old row at a time.
+ * (Splitting one row into two, as in linear hashing, gains nothing here: until its turn
+ * comes each row is twice as full as those split, and a row has no room for that.)
  *
  * There are two such tables of a store, one behind the other in one file. The
  * first is of rounds: a round (core_cand_clear) begins when every client reports each of
@@ -34,19 +38,19 @@
 #define CORE_CAND_HEADER_BYTES 4096
 #define CORE_CAND_WAYS 16
 #define CORE_CAND_BUCKET_BYTES (CORE_CAND_WAYS * sizeof(uint32_t))
-#define CORE_CAND_BUCKETS_MIN 1024u /* a tag's two places are in one row of so many */
+#define CORE_CAND_ROW 1024u         /* buckets */
+#define CORE_CAND_ROW_BYTES (CORE_CAND_ROW * CORE_CAND_BUCKET_BYTES)
 #define CORE_CAND_WHO_MAX 511u      /* clients that can be told apart: 1 to this */
 
 struct core_cand_header {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t buckets; /* power of two */
+	uint32_t buckets; /* whole rows */
 	_Atomic uint64_t entries;
 	_Atomic uint64_t dropped;
 	_Atomic uint64_t round;
 	_Atomic uint64_t twins; /* additions, ever, of what was there already */
-	_Atomic uint32_t active; /* buckets in use, a power of two */
-	uint32_t reserved;
+	_Atomic uint64_t shape; /* rows in use << 32 | those that a growth has not moved yet */
 	_Atomic uint64_t here[(CORE_CAND_WHO_MAX + 1) / 64]; /* a bit for each who */
 };
 
@@ -89,12 +93,19 @@ void core_cand_prefetch(const struct core_cand *ct, uint32_t tag);
 unsigned core_cand_count(const struct core_cand *ct, uint32_t tag);
 void core_cand_clear(struct core_cand *ct);
 /*
- * Writer: a table that follows the number of its entries. Begin with so many buckets (a
- * power of two, CORE_CAND_BUCKETS_MIN at least), the rest untouched; grow doubles them, in place. full: it is time to.
+ * Writer: an empty table that follows the number of its entries. It begins with one row, the
+ * rest untouched. full: it is time for a step of growth. step: what grow will touch, false if
+ * the table is as large as it gets. used: buckets that may have been touched so far.
  */
-void core_cand_begin_small(struct core_cand *ct, uint32_t buckets);
+struct core_cand_step {
+	uint32_t from;         /* the row at this bucket is moved */
+	uint32_t to, to_count; /* to these buckets */
+};
+void core_cand_begin_small(struct core_cand *ct);
 bool core_cand_full(const struct core_cand *ct);
+bool core_cand_step(const struct core_cand *ct, struct core_cand_step *step);
 void core_cand_grow(struct core_cand *ct);
+uint32_t core_cand_used(const struct core_cand *ct);
 bool core_cand_crowded(const struct core_cand *ct);
 
 #endif

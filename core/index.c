@@ -39,7 +39,7 @@
 #define FIRST_LEVEL 6u /* 64 buckets: one page of them */
 #define MAX_BUCKETS (1u << 31)
 #define FORCED_SPLITS_MAX 8u
-#define DISPLACE_NODES_MAX 96u /* 72 million random insertions needed at most 23 */
+#define DISPLACE_NODES_MAX 96u /* 96 million random insertions needed at most 59 */
 #define FORCED_LOAD_PERCENT 52u
 #define LOOKUP_RETRIES 3u
 #define NO_BUCKET UINT32_MAX
@@ -143,7 +143,14 @@ static void index_view(struct core_index *ix, void *mem, size_t bytes)
 {
 	ix->header = mem;
 	ix->entries = (_Atomic uint64_t *)((char *)mem + CORE_INDEX_HEADER_BYTES);
-	ix->max_buckets = max_buckets_of(bytes);
+	ix->max_buckets = ix->limit_buckets = max_buckets_of(bytes);
+}
+
+void core_index_limit(struct core_index *ix, size_t bytes)
+{
+	uint32_t buckets = max_buckets_of(bytes);
+
+	ix->limit_buckets = buckets < ix->max_buckets ? buckets : ix->max_buckets;
 }
 
 /* Room for max_slots at the lowest load that the writer ever brings about. */
@@ -339,7 +346,7 @@ static bool split_one(struct core_index *ix)
 	unsigned moved = 0; /* bit per way */
 	unsigned way, to_way = 0;
 
-	if (to >= ix->max_buckets)
+	if (to >= ix->limit_buckets)
 		return false;
 	for (way = 0; way < CORE_INDEX_WAYS; way++) {
 		uint64_t entry = entry_load(ix, from, way);

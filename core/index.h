@@ -30,7 +30,7 @@
 #define CORE_INDEX_MAGIC 0x58444e4947504d53ull /* "SMPGINDX" */
 #define CORE_INDEX_VERSION 1
 #define CORE_INDEX_WAYS 8
-#define CORE_INDEX_LOAD_PERCENT 70
+#define CORE_INDEX_LOAD_PERCENT 80
 #define CORE_SLOT_NONE UINT32_MAX
 #define CORE_INDEX_MATCHES_MAX 4
 
@@ -54,6 +54,7 @@ struct core_index {
 	struct core_index_header *header;
 	_Atomic uint64_t *entries; /* bucket b: entries[b * WAYS .. + WAYS) */
 	uint32_t max_buckets;
+	uint32_t limit_buckets; /* of the writer: those it may use */
 };
 
 struct core_index_params {
@@ -80,6 +81,11 @@ unsigned core_index_lookup(const struct core_index *ix, uint32_t tag, uint32_t *
 /* Hint to the CPU that this tag is looked up soon. */
 void core_index_prefetch(const struct core_index *ix, uint32_t tag);
 
+/*
+ * Writer only: whatever is inserted, nothing beyond the first `bytes` of the memory is written
+ * to (until it has been asked for, say).
+ */
+void core_index_limit(struct core_index *ix, size_t bytes);
 /* Writer only. -ENOSPC: both buckets full, or max_slots entries reached. */
 int core_index_insert(struct core_index *ix, uint32_t tag, uint32_t slot);
 /* Writer only: forget every entry of slots [first, first + count). Returns how many. */

@@ -21,7 +21,7 @@
 #include "samepage.h"
 
 #define CORE_WIRE_MAGIC 0x47504d53u /* "SMPG" */
-#define CORE_WIRE_VERSION 3
+#define CORE_WIRE_VERSION 4
 #define CORE_WIRE_BYTES_MAX 16384
 #define CORE_WIRE_FDS_MAX 4
 #define CORE_WIRE_NAME_BYTES 64 /* NUL-terminated domain name or command name */

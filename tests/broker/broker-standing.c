@@ -19,7 +19,7 @@
 
 #define SECOND UINT64_C(1000000)
 #define ME 1u /* a number, as a session has */
-#define TAGS_OF_WORLD 196608u /* what store_of() gets has this room, at 75 % */
+#define TAGS_OF_WORLD 110592u /* what store_of() gets has this room, at 75 % */
 
 static uint32_t random_tag(uint32_t i)
 {
@@ -221,6 +221,31 @@ static void test_no_memory(void **state)
 	world_free(&w);
 }
 
+/* Nor for a larger one: what is there stays, and it grows when there is some again. */
+static void test_no_memory_to_grow(void **state)
+{
+	struct world w;
+	uint32_t lost = 0;
+	off_t before;
+
+	world_new(&w, 1000);
+	report(&w, 0, 13000, SECOND); /* of 16384 */
+	assert_int_equal(core_cand_used(standing(&w)), CORE_CAND_ROW);
+	before = blocks(&w);
+	sys_fault_arm(SYS_FAULT_madvise, 1, ENOMEM, 0);
+	report(&w, 13000, 2000, SECOND);
+	sys_fault_reset();
+	assert_int_equal(core_cand_used(standing(&w)), CORE_CAND_ROW);
+	assert_int_equal(blocks(&w), before);
+	report(&w, 15000, 25000, SECOND);
+	assert_int_equal(core_cand_used(standing(&w)), 3 * CORE_CAND_ROW);
+	for (uint32_t i = 0; i < 40000; i++)
+		lost += core_cand_count(standing(&w), random_tag(i)) == 0;
+	assert_true(lost <= counter(&standing(&w)->header->dropped));
+	assert_true(lost < 400);
+	world_free(&w);
+}
+
 /* The kernel keeps the memory: cleared all the same. */
 static void test_not_given_back(void **state)
 {
@@ -386,6 +411,7 @@ int main(void)
 		cmocka_unit_test(test_stale),
 		cmocka_unit_test(test_numbers),
 		cmocka_unit_test(test_no_memory),
+		cmocka_unit_test(test_no_memory_to_grow),
 		cmocka_unit_test(test_not_given_back),
 		cmocka_unit_test(test_seen_by_others),
 		cmocka_unit_test(test_last_leaves),

@@ -3,7 +3,7 @@
  * If this fails: pages that have twins are not promoted (counts lost though there
  * is room), pages without twins are (the store fills with what nobody shares), an
  * overloaded table starts to invent sightings, or a broker's broken table leads
- * a client outside of its mapping (I4).
+ * a client outside of its mapping (I4). How a table grows: unit-candidates-grow.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -221,49 +221,6 @@ static uint32_t random_tag(uint32_t i)
 	return i ^ (i >> 16);
 }
 
-/* A table that begins small and grows in place keeps what it holds, with its counts. */
-static void test_grows(void **state)
-{
-	const uint32_t n = 200000;
-	size_t bytes = core_cand_bytes(4 * n);
-	void *mem = table_memory(bytes);
-	struct core_cand ct, reader;
-	uint32_t i, grown = 0, lost = 0, wrong = 0;
-
-	assert_int_equal(core_cand_init(&ct, mem, bytes), 0);
-	assert_int_equal(core_cand_attach(&reader, mem, bytes), 0);
-	core_cand_begin_small(&ct, CORE_CAND_BUCKETS_MIN);
-	assert_int_equal(atomic_load(&ct.header->active), CORE_CAND_BUCKETS_MIN);
-	for (i = 0; i < n; i++) {
-		core_cand_add(&ct, random_tag(i));
-		if (i % 2)
-			core_cand_add(&ct, random_tag(i));
-		while (core_cand_full(&ct)) {
-			core_cand_grow(&ct);
-			grown++;
-		}
-	}
-	for (i = 0; i < n; i++) {
-		unsigned count = core_cand_count(&reader, random_tag(i));
-
-		lost += count < 1 + i % 2;
-		wrong += count > 1 + i % 2;
-	}
-	assert_in_range(grown, 3, 10);
-	/* Entries and room are of one size: it followed what was added. */
-	assert_true(atomic_load(&ct.header->active) * (uint64_t)CORE_CAND_WAYS < 4 * n);
-	assert_true(lost <= atomic_load(&ct.header->dropped));
-	assert_in_range(wrong, 0, 40); /* 2^34 pairs, 2^31 values */
-	/* What an evil writer says about its size leads nobody out of the mapping. */
-	atomic_store(&ct.header->active, 0xffffffffu);
-	for (i = 0; i < 1000; i++)
-		core_cand_count(&reader, random_tag(i));
-	atomic_store(&ct.header->active, 0);
-	for (i = 0; i < 1000; i++)
-		core_cand_count(&reader, random_tag(i));
-	munmap(mem, bytes);
-}
-
 /* A false 2 needs 31 equal bits. */
 static void test_false_twin_rate(void **state)
 {
@@ -308,11 +265,11 @@ static void test_init_and_attach_refuse(void **state)
 	memcpy(mem, &good, sizeof(good));
 	ct.header->buckets *= 2;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
-	ct.header->buckets = CORE_CAND_BUCKETS_MIN / 2;
+	ct.header->buckets = CORE_CAND_ROW / 2;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
 	ct.header->buckets = 0;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
-	ct.header->buckets = 3;
+	ct.header->buckets = CORE_CAND_ROW + 1;
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), -EPROTO);
 	memcpy(mem, &good, sizeof(good));
 	assert_int_equal(core_cand_attach(&ct, mem, bytes), 0);
@@ -422,7 +379,6 @@ int main(void)
 		cmocka_unit_test(test_extreme_tags),
 		cmocka_unit_test(test_overload),
 		cmocka_unit_test(test_twins_survive),
-		cmocka_unit_test(test_grows),
 		cmocka_unit_test(test_false_twin_rate),
 		cmocka_unit_test(test_who),
 		cmocka_unit_test(test_sweep),
