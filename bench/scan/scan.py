@@ -91,10 +91,11 @@ def metadata(arm, result):
 
 
 def balloon(arm, result):
-    """Guests give half of their memory back; they are checked afterwards anyway."""
+    """Guests give half of their memory back, or what they can do without; they are checked
+    afterwards anyway."""
     workload = arm.workload
     before = arm.programs.frames(workload.pids())
-    workload.balloon(workload.mib // 2)
+    workload.balloon(max(workload.mib // 2, workload.data_mib + 128))
     time.sleep(1)
     after = arm.programs.frames(workload.pids())
     workload.balloon(workload.mib)
@@ -112,7 +113,7 @@ def in_the_end(arm, result):
 
 def balloon_text(result):
     before, after = result.balloon
-    return ("### Ballooning\n\nMerged guests were asked for half of their memory and given it "
+    return ("### Ballooning\n\nMerged guests were asked for half of their memory, and given it "
             f"back ({result.contender}): pages mapped from the store {before['store_pages']} -> "
             f"{after['store_pages']}, anonymous {before['anonymous']} -> {after['anonymous']}; "
             "their memory and files were right afterwards. That what was given back reads zeros "
