@@ -83,6 +83,7 @@ int broker_cand_init(struct broker_store *st)
 	if (r == 0)
 		core_cand_begin_small(&st->standing.table, FIRST_BUCKETS);
 	st->standing.wait_usec = RENEW_FIRST_USEC;
+	st->standing.room_pages = UINT64_MAX;
 	return r;
 }
 
@@ -196,6 +197,8 @@ static void grow(struct broker_store *st, struct core_cand *table)
 	const uint8_t *from = (const uint8_t *)table->entries + (size_t)active * CORE_CAND_BUCKET_BYTES;
 	size_t bytes = (size_t)active * CORE_CAND_BUCKET_BYTES;
 
+	if (bytes / st->page_bytes > st->standing.room_pages)
+		return;
 	for (size_t at = 0; at < bytes; at += st->page_bytes)
 		if (!broker_cand_back(st, from + at))
 			return;
@@ -294,6 +297,19 @@ void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t
 		sd->settled = true;
 		sd->settled_entries = load(&sd->table.header->entries);
 	}
+}
+
+void broker_store_standing_room(struct broker_store *st, uint64_t pages)
+{
+	st->standing.room_pages = pages;
+}
+
+uint64_t broker_store_standing_pages(const struct broker_store *st)
+{
+	uint64_t active = load_active(&st->standing.table);
+
+	return active <= FIRST_BUCKETS ? 0 : (active - FIRST_BUCKETS) * CORE_CAND_BUCKET_BYTES /
+						     st->page_bytes;
 }
 
 uint64_t broker_store_standing_round(const struct broker_store *st)
