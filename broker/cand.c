@@ -77,6 +77,7 @@ int broker_cand_init(struct broker_store *st)
 	if (r == 0)
 		core_cand_begin_small(&st->standing.table);
 	st->standing.wait_usec = RENEW_FIRST_USEC;
+	st->standing.room_pages = UINT64_MAX;
 	return r;
 }
 
@@ -183,6 +184,11 @@ static void renew(struct broker_store *st, uint64_t now_usec)
 	memset(sd->used, 0, sizeof(sd->used));
 }
 
+static uint64_t table_pages(const struct broker_store *st, uint32_t buckets)
+{
+	return (uint64_t)buckets * CORE_CAND_BUCKET_BYTES / st->page_bytes;
+}
+
 static bool back_buckets(struct broker_store *st, const struct core_cand *table, uint32_t first,
 			 uint32_t count)
 {
@@ -202,10 +208,19 @@ static bool back_buckets(struct broker_store *st, const struct core_cand *table,
 static bool grow(struct broker_store *st, struct core_cand *table)
 {
 	struct core_cand_step step;
+	uint32_t used = core_cand_used(table);
+	uint64_t pages = 0;
 
-	if (!core_cand_step(table, &step) || !back_buckets(st, table, step.to, step.to_count) ||
+	if (!core_cand_step(table, &step))
+		return false;
+	if (step.to + step.to_count > used)
+		pages = table_pages(st, step.to + step.to_count - used);
+	if (pages > st->standing.room_pages ||
+	    !back_buckets(st, table, step.to, step.to_count) ||
 	    !back_buckets(st, table, step.from, CORE_CAND_ROW))
 		return false;
+	if (st->standing.room_pages != UINT64_MAX)
+		st->standing.room_pages -= pages;
 	core_cand_grow(table);
 	return true;
 }
@@ -295,6 +310,16 @@ void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t
 		sd->settled = true;
 		sd->settled_entries = load(&sd->table.header->entries);
 	}
+}
+
+void broker_store_standing_room(struct broker_store *st, uint64_t pages)
+{
+	st->standing.room_pages = pages;
+}
+
+uint64_t broker_store_standing_pages(const struct broker_store *st)
+{
+	return table_pages(st, core_cand_used(&st->standing.table) - CORE_CAND_ROW);
 }
 
 uint64_t broker_store_standing_round(const struct broker_store *st)

@@ -322,7 +322,9 @@ static void standing(struct broker_session *s, const struct core_wire_tags *m)
 		count = (uint32_t)left;
 	s->standing_taken += count;
 	s->standing_tags += count;
+	broker_store_standing_room(st, broker_quota_room(s->broker, s->domain));
 	broker_store_standing(st, s->standing_who, m->tag, count, now);
+	broker_quota_update(s->broker, s->domain);
 }
 
 void broker_client_standing_gone(struct broker_session *s)
@@ -336,8 +338,10 @@ void broker_client_standing_gone(struct broker_session *s)
 					    of_this_round ? s->standing_tags : 0);
 	}
 	s->standing_who = 0;
-	if (s->domain->clients == 0)
-		broker_store_standing_end(st);
+	if (s->domain->clients > 0)
+		return;
+	broker_store_standing_end(st);
+	broker_quota_update(s->broker, s->domain);
 }
 
 static void tags(struct broker_session *s, const struct core_wire_tags *m)

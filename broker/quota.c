@@ -15,6 +15,10 @@
  * segments somebody still has open does not end (domain.c), so leaving, with the
  * segments' fds in the hand, and coming back gains nothing.
  *
+ * What the scanners' table has grown to beyond its first pages is charged like slots, for
+ * a domain has one user, and who else reports into it does not matter; without room it
+ * does not grow. (The table of rounds is not: it is there while somebody merges.)
+ *
  * Within a user, client_max_slots keeps one process from using up a domain by
  * mistake. That charge goes by pid, so it outlives a session; it is no defence
  * against a user who forks, and need not be. As segments are freed it is lowered in
@@ -121,7 +125,7 @@ static void recount(struct broker *b, struct broker_domain *d, uint64_t slots, u
 
 void broker_quota_update(struct broker *b, struct broker_domain *d)
 {
-	recount(b, d, d->store ? d->store->slots : 0,
+	recount(b, d, d->store ? d->store->slots + broker_store_standing_pages(d->store) : 0,
 		DOMAIN_FDS + (d->store ? d->store->segment_count : 0));
 }
 

@@ -80,6 +80,10 @@ void broker_store_standing_leave(struct broker_store *st, unsigned who, uint64_t
 /* Fingerprints of what it found still; the table may begin a new round for it. */
 void broker_store_standing(struct broker_store *st, unsigned who, const uint32_t *tag,
 			   unsigned count, uint64_t now_usec);
+/* It may grow by so many pages from here on (no limit at first). */
+void broker_store_standing_room(struct broker_store *st, uint64_t pages);
+/* By how many it has grown. */
+uint64_t broker_store_standing_pages(const struct broker_store *st);
 uint64_t broker_store_standing_round(const struct broker_store *st);
 /* All are gone. */
 void broker_store_standing_end(struct broker_store *st);

@@ -6,7 +6,7 @@
  * run.c     samepage run; program.c looks at what is to be run, layout.c gives
  *           a domain one address layout, start.c starts a broker on demand
  * pass.c    samepage merge, unmerge, pause, resume
- * status.c  samepage status; scan.c what scanners count
+ * status.c  samepage status; scan.c what scanners count, alone.c what nobody shares
  * top.c     samepage top; the rest of it is in top.h
  * check.c   samepage check
  * analyze.c samepage analyze; the rest of it is in analyze.h
@@ -168,6 +168,11 @@ struct json_object *cli_json_scan_process(const struct core_scan_counters *c);
 struct json_object *cli_json_scan_sum(const struct cli_scan *s);
 void cli_print_scan_counters(FILE *out, const struct core_scan_counters *c);
 void cli_print_scan(const struct cli_scan *s, unsigned clients, uint64_t standing);
+
+/* alone.c ----------------------------------------------------------------- */
+
+/* Slots that fewer than two places in these processes map; -errno: not to be told. */
+int64_t cli_alone_pages(const struct cli_items *items);
 
 /* program.c --------------------------------------------------------------- */
 

@@ -4,7 +4,8 @@
  *
  * The names are KSM's where the meaning is KSM's (the kernel's admin guide on
  * KSM): pages_shared counts the shared pages themselves, pages_sharing how many
- * *more* places map them, so pages_sharing is what is saved; pages_unshared are
+ * *more* places map them, so pages_sharing is what is saved; pages_alone (ours: KSM would
+ * drop them) shared pages that fewer than two places map; pages_unshared are
  * those that were looked at and had no second; pages_volatile those that
  * changed under the scanner's hands: what a client's scanner knows now or, where
  * there is none, what its last pass found. general_profit is what is saved minus all
@@ -30,6 +31,7 @@ struct sums {
 	uint64_t pages_shared;
 	uint64_t pages_mapped; /* places that map a slot */
 	uint64_t pages_sharing;
+	int64_t pages_alone; /* of pages_shared; < 0: not to be told */
 	uint64_t pages_unshared;
 	uint64_t pages_volatile;
 	uint64_t zero_pages;
@@ -97,6 +99,7 @@ static void sum_up(struct sums *s, const struct cli_items *items)
 	}
 	s->pages_shared = shared;
 	s->pages_sharing = s->pages_mapped > shared ? s->pages_mapped - shared : 0;
+	s->pages_alone = cli_alone_pages(items);
 	s->own_bytes = cli_sum(cli_sum(e->index_bytes, e->broker_rss_bytes), s->client_bytes);
 	/* Slots that nobody maps any more count against us here. */
 	s->general_profit = profit(s->pages_mapped, shared, s->own_bytes);
@@ -144,6 +147,10 @@ static struct json_object *to_json(const struct cli_broker *b, const struct cli_
 	cli_json_u64(o, "page_bytes", sys_page_bytes());
 	cli_json_u64(o, "pages_shared", s->pages_shared);
 	cli_json_u64(o, "pages_sharing", s->pages_sharing);
+	if (s->pages_alone < 0)
+		cli_json_str(o, "pages_alone", NULL);
+	else
+		cli_json_u64(o, "pages_alone", (uint64_t)s->pages_alone);
 	cli_json_u64(o, "pages_unshared", s->pages_unshared);
 	cli_json_u64(o, "pages_volatile", s->pages_volatile);
 	json_object_object_add(o, "general_profit", json_object_new_int64(s->general_profit));
@@ -180,6 +187,9 @@ static void print_sums(const struct cli_broker *b, const struct cli_items *items
 	       b->welcome.broker_pid, e->sessions, e->domains);
 	line("pages_shared", s->pages_shared, "shared pages in use");
 	line("pages_sharing", s->pages_sharing, "more places that map them: saved");
+	if (s->pages_alone >= 0)
+		line("pages_alone", (uint64_t)s->pages_alone,
+		     "shared pages in one place at most: for nothing");
 	line("pages_unshared", s->pages_unshared, "no second page like them");
 	line("pages_volatile", s->pages_volatile, "changed while they were looked at");
 	line("zero_pages", s->zero_pages, "zero pages given back, ever");

@@ -4,6 +4,7 @@
 #define SAMEPAGE_PROC_INTERNAL_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -399,7 +400,13 @@ int proc_link_broker_send(struct proc_link *link, const void *packet, size_t byt
 int proc_link_broker_offer(struct proc_link *link, int fd);
 bool proc_link_is_broker(const struct proc_link *link);
 
+/* call.c */
+void proc_call_take(struct proc_engine *e); /* by the thread: what was posted, if anything */
+void proc_call_enter(struct proc_engine *e, sigset_t *saved);
+void proc_call_leave(struct proc_engine *e, const sigset_t *saved);
+
 /* engine.c */
+int proc_engine_wake(struct proc_engine *e); /* the thread; -ESRCH: it has ended */
 void proc_engine_forked(struct proc_engine *e); /* in the child, lock held */
 /* Before the link or the working memory is used: 0, or the link was lost. */
 int proc_engine_awake(struct proc_engine *e);

@@ -271,6 +271,20 @@ int proc_kernel_unmerge(uint64_t start, uint64_t end)
 	return err == -EAGAIN || err == -EINTR ? -ENOMEM : err;
 }
 
+/* Holes are no reason to have failed. */
+int proc_kernel_home(uint64_t start, uint64_t end)
+{
+	int err = proc_kernel_unmerge(start, end);
+
+	if (err == -ENOMEM) {
+		proc_mem_lock_engine();
+		if (proc_mem_has_gap(start, end))
+			err = 0;
+		proc_mem_unlock_engine();
+	}
+	return err;
+}
+
 uint64_t proc_kernel_sharing(const struct proc_engine *e)
 {
 	struct sys_ksm_stat now;

@@ -41,6 +41,8 @@ void proc_kernel_ends(struct proc_engine *e);
 /* Merge a part of one mapping, and count what became of it. */
 void proc_kernel_span(struct proc_engine *e, const struct sys_vma *v, uint64_t start, uint64_t end,
 		      struct samepage_result *res);
+/* As proc_kernel_unmerge(), where holes are no reason to have failed. */
+int proc_kernel_home(uint64_t start, uint64_t end);
 /* Pages of this process that map one of the kernel's merged pages now. */
 uint64_t proc_kernel_sharing(const struct proc_engine *e);
 

@@ -67,6 +67,16 @@ static int give_advice(struct freeze *f, void *at, size_t bytes)
 	return err;
 }
 
+static bool must_premap(const struct freeze *f)
+{
+	return f->c->still || (f->c->odd & PROC_ODD_CARRIED);
+}
+
+static bool is_premapped(const struct freeze *f, uint32_t pages)
+{
+	return pages >= PROC_PREMAP_PAGES || must_premap(f);
+}
+
 /*
  * A long run, or one that carries advice (which can fail, so it is given before
  * anybody can see it): the mapping that will be moved over the hole, populated.
@@ -101,7 +111,7 @@ void proc_prepare_bytes(struct freeze *f)
 	struct proc_work *w = f->e->work;
 	uint8_t touched = 0;
 	size_t n = proc_prepare_runs(f);
-	bool must = f->c->still || (f->c->odd & PROC_ODD_CARRIED);
+	bool must = must_premap(f);
 
 	for (size_t r = 0; r < n; r++) {
 		uint32_t first = f->lo + w->runs[r].first, pages = w->runs[r].pages;
@@ -110,7 +120,7 @@ void proc_prepare_bytes(struct freeze *f)
 		w->premap[first] = NULL;
 		if (w->runs[r].kind != CORE_PLAN_SLOT)
 			continue;
-		if (pages >= PROC_PREMAP_PAGES || must)
+		if (is_premapped(f, pages))
 			long_run = premap(f, &w->runs[r]);
 		if (!long_run && must) {
 			for (uint32_t k = 0; k < pages; k++)
@@ -133,14 +143,28 @@ void proc_prepare_bytes(struct freeze *f)
 	(void)touched;
 }
 
+/*
+ * Mappings that a run takes for the moment of the freeze only. What the scanner watches is
+ * frozen stretch by stretch, and each of those is a mapping of its own until it is let go.
+ */
+static int64_t passing_vmas(const struct freeze *f, const struct core_plan_run *run, bool watched)
+{
+	if (!watched)
+		return 0;
+	return run->kind == CORE_PLAN_ZERO ? 2 : is_premapped(f, run->pages);
+}
+
 /* I8: give up the runs that the mapping budget has no room for. */
 void proc_prepare_budget(struct freeze *f)
 {
 	struct proc_engine *e = f->e;
 	struct core_plan_run *runs = e->work->runs;
+	bool watched = proc_scan_watched(e, (uintptr_t)page_at(f, f->lo));
 	size_t n = proc_prepare_runs(f);
+	int64_t upper = watched ? 3 * (int64_t)n : (int64_t)core_plan_vmas_upper(runs, n);
+	int64_t passing = 2; /* the ends of what is frozen */
 
-	if (e->vmas_now + (int64_t)core_plan_vmas_upper(runs, n) + 2 > e->vmas_limit) {
+	if (e->vmas_now + passing + upper > e->vmas_limit) {
 		/* The estimate only ever grows; look at the truth. */
 		int64_t now = sys_map_count(0, e->work->count_buf, sizeof(e->work->count_buf));
 
@@ -148,10 +172,12 @@ void proc_prepare_budget(struct freeze *f)
 			e->vmas_now = now;
 	}
 	for (size_t r = 0; r < n; r++) {
-		if (runs[r].kind != CORE_PLAN_SLOT)
-			continue;
-		if (e->vmas_now + 2 + 2 <= e->vmas_limit) {
-			e->vmas_now += 2;
+		int64_t stay = runs[r].kind == CORE_PLAN_SLOT ? 2 : 0;
+		int64_t pass = passing_vmas(f, &runs[r], watched);
+
+		if (e->vmas_now + passing + stay + pass <= e->vmas_limit) {
+			e->vmas_now += stay;
+			passing += pass;
 			continue;
 		}
 		for (uint32_t i = 0; i < runs[r].pages; i++)

@@ -6,7 +6,10 @@
  * Only smaps tells a mapping's flags, and smaps costs a walk over all memory, so it is
  * read again only when the program changed something (proc_mem_watch), and not more
  * often than comes to a fiftieth of the time. What the program touched since is left
- * alone until then: a commit asks the watch (prepare.c).
+ * alone until then: a commit asks the watch (prepare.c). While a read is under way, the
+ * program's own calls that change mappings wait. Each read walks one mapping, and after
+ * some there is a pause; without one the program waits on, for a reader that comes back
+ * at once gets the lock again before a writer has woken up.
  *
  * Mappings that are not registered for tracking yet are registered as they are found, each as
  * a whole as far as it is owned: a mapping that the program made stays one mapping.
@@ -21,6 +24,8 @@
 #include "proc/scan.h"
 
 #define COST_FACTOR 50u
+#define BUSY_USEC 1000u
+#define PAUSE_MSEC 1
 #define WAIT_LEAST_USEC 50000u
 #define WAIT_MOST_USEC 10000000u
 #define IDLE_LATEST 5u
@@ -29,6 +34,8 @@ struct reading {
 	struct proc_engine *e;
 	struct proc_scan *s;
 	uint32_t old; /* s->old: how many. 0: of another userfaultfd */
+	uint64_t busy_since_usec;
+	uint64_t paused_usec;
 };
 
 static uint32_t first_after(const struct scan_region *region, uint32_t n, uint64_t addr)
@@ -256,11 +263,27 @@ static void sweep(struct proc_engine *e)
 
 /* --- reading ---------------------------------------------------------- */
 
+/* Between two reads. Who posted a call has to wait in any case. */
+static void let_others(struct reading *r)
+{
+	uint64_t now = sys_now_usec(), then = now;
+
+	if (now - r->busy_since_usec < BUSY_USEC)
+		return;
+	if (!atomic_load(&r->e->call_posted)) {
+		sys->poll(NULL, 0, PAUSE_MSEC);
+		then = sys_now_usec();
+	}
+	r->paused_usec += then - now;
+	r->busy_since_usec = then;
+}
+
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
 	bool run = proc_vma_is_run(v);
 
+	let_others(r);
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
 	if (run)
@@ -389,8 +412,8 @@ static void disarm_left(struct proc_engine *e, uint32_t n)
 void scan_regions_read(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
-	struct reading r = { .e = e, .s = s };
 	uint64_t began = sys_now_usec(), before = mark_of_regions(s), wait;
+	struct reading r = { .e = e, .s = s, .busy_since_usec = began };
 	bool same_uffd = s->armed_uffd == e->uffd;
 
 	take_discarded(e);
@@ -400,7 +423,7 @@ void scan_regions_read(struct proc_engine *e)
 	r.old = set_aside(s);
 	if (!same_uffd)
 		r.old = 0;
-	if (sys_smaps_each(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
+	if (sys_smaps_each_gently(0, e->work->maps_buf, sizeof(e->work->maps_buf), each, &r) < 0) {
 		s->regions = 0;
 		s->regions_generation = UINT64_MAX; /* once more, also if nothing changes */
 	} else {
@@ -408,7 +431,7 @@ void scan_regions_read(struct proc_engine *e)
 	}
 	if (s->wp)
 		disarm_left(e, r.old);
-	s->regions_cost_usec = sys_now_usec() - began;
+	s->regions_cost_usec = sys_now_usec() - began - r.paused_usec;
 	/* Programs that only move things about are asked less and less often. */
 	if (mark_of_regions(s) != before) {
 		s->regions_idle = 0;
@@ -417,7 +440,7 @@ void scan_regions_read(struct proc_engine *e)
 		s->regions_idle++;
 	}
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
-	s->regions_at_usec = began + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
+	s->regions_at_usec = began + r.paused_usec + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
 	s->discover_at_usec = 0;
 }
 

@@ -412,7 +412,7 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 {
 	struct proc_work *w = e->work;
 	struct samepage_result res = { 0 };
-	bool few = mappings_tight(e, SCAN_COUNT_IDLE_USEC);
+	bool few = mappings_tight(e, SCAN_COUNT_IDLE_USEC), any = false;
 	uint32_t planned = 0;
 	struct proc_chunk c = { .base = look->chunk->base, .end = PROC_CHUNK_PAGES, .owned = true,
 				.scan = look, .dry = look->huge_pages > 0 || few,
@@ -430,9 +430,11 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 			keep_long_stretches(e, look);
 		proc_look_again(e, &c, look->want, SCAN_TWIN, &res);
 	}
-	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)
+	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++) {
 		planned += w->plan[i].kind == CORE_PLAN_SLOT;
-	if (planned && mappings_tight(e, count_age(e->scan)))
+		any |= w->plan[i].kind != CORE_PLAN_SKIP;
+	}
+	if (any && mappings_tight(e, count_age(e->scan)))
 		plan_long_runs(e);
 	commit(e, &c, &res);
 	for (uint32_t i = 0; i < PROC_CHUNK_PAGES; i++)

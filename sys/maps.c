@@ -26,12 +26,15 @@
 #include "sys/sys.h"
 
 #define BUFFER_BYTES_MIN 4096
+/* Less than smaps says of any mapping: the kernel stops at the first that fills the read. */
+#define GENTLE_BYTES 512
 
 /* reading lines ---------------------------------------------------------------- */
 
 struct reader {
 	int fd;
 	char *buf;
+	size_t most; /* of a read */
 	size_t room; /* one byte less than the buffer: a cut line gets its NUL there */
 	size_t at;   /* first byte not handed out yet */
 	size_t have; /* bytes in the buffer */
@@ -47,7 +50,8 @@ static int refill(struct reader *r)
 	memmove(r->buf, r->buf + r->at, r->have - r->at);
 	r->have -= r->at;
 	r->at = 0;
-	n = sys->read(r->fd, r->buf + r->have, r->room - r->have);
+	n = r->room - r->have < r->most ? (ssize_t)(r->room - r->have) : (ssize_t)r->most;
+	n = sys->read(r->fd, r->buf + r->have, (size_t)n);
 	if (n < 0)
 		return (int)n;
 	if (n == 0)
@@ -280,13 +284,14 @@ static int open_reader(struct reader *r, int pid, const char *file, char *buf, s
 {
 	if (!buf || buf_bytes < BUFFER_BYTES_MIN)
 		return -EINVAL;
-	*r = (struct reader){ .buf = buf, .room = buf_bytes - 1 };
+	*r = (struct reader){ .buf = buf, .most = buf_bytes, .room = buf_bytes - 1 };
 	r->fd = open_proc(pid, file);
 	return r->fd < 0 ? r->fd : 0;
 }
 
 /* Both files are one grammar: maps is smaps without keys. */
-static int each(int pid, const char *file, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg)
+static int each(int pid, const char *file, size_t most, char *buf, size_t buf_bytes,
+		sys_vma_fn *fn, void *arg)
 {
 	struct reader r;
 	struct sys_vma open = { 0 };
@@ -298,6 +303,8 @@ static int each(int pid, const char *file, char *buf, size_t buf_bytes, sys_vma_
 
 	if (result < 0)
 		return result;
+	if (r.most > most)
+		r.most = most;
 	while ((more = next_line(&r, &line)) > 0) {
 		if (!parse_mapping(line, &next)) {
 			if (is_open)
@@ -322,12 +329,17 @@ out:
 
 int sys_maps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg)
 {
-	return each(pid, "maps", buf, buf_bytes, fn, arg);
+	return each(pid, "maps", SIZE_MAX, buf, buf_bytes, fn, arg);
 }
 
 int sys_smaps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg)
 {
-	return each(pid, "smaps", buf, buf_bytes, fn, arg);
+	return each(pid, "smaps", SIZE_MAX, buf, buf_bytes, fn, arg);
+}
+
+int sys_smaps_each_gently(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg)
+{
+	return each(pid, "smaps", GENTLE_BYTES, buf, buf_bytes, fn, arg);
 }
 
 int sys_vma_query(int fd, uint64_t addr, uint64_t query_flags, struct sys_vma *vma)
@@ -382,7 +394,7 @@ int64_t sys_map_count(int pid, char *buf, size_t buf_bytes)
 int64_t sys_pss_bytes(int pid)
 {
 	char buf[1024];
-	struct reader r = { .buf = buf, .room = sizeof(buf) - 1 };
+	struct reader r = { .buf = buf, .most = sizeof(buf), .room = sizeof(buf) - 1 };
 	uint64_t bytes = UINT64_MAX;
 	char *line;
 	int more = 0;

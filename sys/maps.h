@@ -56,6 +56,11 @@ typedef int sys_vma_fn(const struct sys_vma *vma, void *arg);
 int sys_maps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
 int sys_smaps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
 /*
+ * The same by reads so small that each walks one mapping's pages, not some: the process's
+ * own mmap waits that long. By as much as a page of text, what no longer fits is walked twice.
+ */
+int sys_smaps_each_gently(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg);
+/*
  * One mapping of this process by PROCMAP_QUERY (Linux 6.11) on an open /proc/.../maps: the
  * one at addr, with SYS_PROCMAP_QUERY_* flags. A name that is too long becomes "/"; what
  * only smaps tells is 0. 0, -ENOENT (none there), or -errno.

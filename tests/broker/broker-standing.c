@@ -7,6 +7,7 @@
 #include "client.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -402,6 +403,57 @@ static void test_flood(void **state)
 	munmap(map, 2 * b.welcome.cand_bytes);
 }
 
+/* What the table grows by is charged to its user, and without room it does not grow. */
+static void test_charged(void **state)
+{
+	const unsigned quota = 300, buckets = 3 * CORE_CAND_ROW; /* for 40000 */
+	const size_t page = sys_page_bytes();
+	const unsigned table_pages = (unsigned)((buckets - CORE_CAND_ROW) *
+						CORE_CAND_BUCKET_BYTES / page);
+	struct core_wire_ctl_end end;
+	struct bt_client red, blue, ctl;
+	uint8_t reason[512];
+	uint32_t slot[512];
+	struct bt_daemon d;
+	unsigned given = 0;
+	char bytes[24];
+	const char *args[] = { "--store-max", bytes, "--client-max", bytes, NULL };
+
+	(void)state;
+	snprintf(bytes, sizeof(bytes), "%zu", quota * page);
+	bt_daemon_start(&d, args);
+	bt_control(&ctl, &d);
+	bt_open(&red, &d, "red");
+	bt_open(&blue, &d, "blue");
+	send_tags(&red, CORE_WIRE_TAGS_STANDING, 0, 40000);
+	(void)bt_segment(&red, 1000); /* an answer, if only a refusal: all before is done */
+	bt_promote(&blue, 1, 0, quota, slot, reason);
+	for (unsigned i = 0; i < quota; i++)
+		given += slot[i] != CORE_SLOT_NONE;
+	bt_stats_end(&ctl, &end);
+	assert_in_range(end.standing, 39000, 40000); /* some have the same tag */
+	assert_int_equal(given, quota - table_pages);
+	/* All used up: neither grows any more. */
+	send_tags(&red, CORE_WIRE_TAGS_STANDING, 40000, 100000);
+	send_tags(&blue, CORE_WIRE_TAGS_STANDING, 0, 100000);
+	for (unsigned i = 0; i < 2; i++)
+		(void)bt_segment(i ? &red : &blue, 1000);
+	bt_stats_end(&ctl, &end);
+	assert_true(end.standing <= (buckets + CORE_CAND_ROW) * CORE_CAND_WAYS);
+	/* It goes with its last reporter. */
+	bt_close(&red);
+	for (unsigned i = 0; i < 500; i++) {
+		bt_promote(&blue, 2, i, 1, slot, reason);
+		if (slot[0] != CORE_SLOT_NONE)
+			break;
+		usleep(10000);
+	}
+	assert_int_not_equal(slot[0], CORE_SLOT_NONE);
+	bt_close(&blue);
+	bt_close(&ctl);
+	bt_daemon_stop(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -416,6 +468,7 @@ int main(void)
 		cmocka_unit_test(test_seen_by_others),
 		cmocka_unit_test(test_last_leaves),
 		cmocka_unit_test(test_flood),
+		cmocka_unit_test(test_charged),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);

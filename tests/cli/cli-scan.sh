@@ -81,7 +81,32 @@ check "status: records of at most 12 bytes a page" json \
 	"0 < d['scan']['metadata_bytes_per_page'] <= 12"
 check "status: nobody has what is unshared, and the broker knows it" json \
 	"d['pages_unshared'] == d['scan']['pages_unshared'] > 0 and d['store']['standing'] > 0"
+# A slot that one place maps saves nothing, whoever merged with it once.
+alone() { now; json "d['pages_alone'] $1 or d['processes'][0]['primitive'] == 'kernel'"; }
+check "status: what both have is nowhere alone" wait_for alone "< $pages // 10"
+both=$program
+program=${program/Random(1)/Random(2)}
+program=${program/sys.stdin/'import signal
+def write(*_):
+    for at in range(0, len(keep), mmap.PAGESIZE): keep[at] ^= 1
+signal.signal(signal.SIGUSR1, write)
+sys.stdin'}
+g=0 h=0
+start g
+start h
+program=$both
+check "two more, of another kind" wait_for merged "$g"
+check "... and the other" wait_for merged "$h"
+check "... nothing is alone" wait_for alone "< $pages // 10"
+try "$SAMEPAGE" pause "$h" # or what is written would be brought home
+kill -USR1 "$h"
+check "one writes: what it shared is alone, though it is still mapped" wait_for alone \
+	"> $pages * 9 // 10"
+kill -USR1 "$g"
+check "both have written: it stays alone" wait_for alone "> $pages * 9 // 10"
+kill -KILL "$g" "$h"
 try "$SAMEPAGE" status
+check "status, as text: what is alone" out_has '^pages_alone '
 check "status, as text: how many scan" out_has '^scanning: in 2 of 2 clients '
 check "status, as text: broken by writes" out_has '^broken by writes '
 try "$SAMEPAGE" top --batch --count 2 --delay 0.5

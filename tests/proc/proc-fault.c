@@ -121,15 +121,12 @@ static void *reader(void *arg)
 }
 
 /* Zeros, as discarding must show them. The name stays: it may be needed to find the file. */
-static char file_name[] = "./proc-fault-XXXXXX";
+static char file_name[PT_PATH_BYTES];
 
 static void map_file(char *at)
 {
-	int fd;
+	int fd = pt_temp_file(file_name, PAGES);
 
-	strcpy(file_name, "./proc-fault-XXXXXX");
-	fd = mkstemp(file_name);
-	PT_CHECK(fd >= 0 && !ftruncate(fd, (off_t)(PAGES * pt_page())));
 	PT_CHECK(mmap(at, PAGES * pt_page(), RW, MAP_PRIVATE | MAP_FIXED, fd, 0) == at);
 	close(fd);
 }

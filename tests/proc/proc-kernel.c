@@ -341,17 +341,6 @@ static struct samepage *open_kernel(void)
 	return pt_open();
 }
 
-static struct samepage_result merged(struct samepage *sp, char *p, size_t pages)
-{
-	struct samepage_result r;
-
-	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, &r), 0);
-	if (!pt_sums(&r))
-		pt_print("does not add up", &r);
-	assert_true(pt_sums(&r));
-	return r;
-}
-
 static void two_ranges_become_one(void **state)
 {
 	struct samepage *sp = open_kernel();
@@ -365,10 +354,10 @@ static void two_ranges_become_one(void **state)
 	pt_fill(p, N, 1);
 	pt_fill(q, N, 1);
 	vmas = pt_vma_count();
-	r = merged(sp, p, N);
+	r = pt_merged(sp, p, N);
 	assert_int_equal(r.pages_looked, N);
 	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_UNIQUE], N);
-	r = merged(sp, q, N);
+	r = pt_merged(sp, q, N);
 	assert_int_equal(r.pages_merged, N);
 	assert_int_equal(r.vmas_added, 0);
 	assert_int_equal(pt_same_frames(p, q, N), N);
@@ -376,14 +365,14 @@ static void two_ranges_become_one(void **state)
 	assert_int_equal(pt_store_pages(q, N), 0); /* anonymous as before */
 	assert_int_equal(samepage_stats(sp, &st, sizeof(st)), 0);
 	assert_int_equal(st.pages_sharing, 2 * N);
-	r = merged(sp, p, N);
+	r = pt_merged(sp, p, N);
 	assert_int_equal(r.pages_already, N);
 	/* Written: one's own again, and the other's as it was. */
 	p[0] ^= 1;
 	assert_int_equal(pt_same_frames(p, q, N), N - 1);
 	assert_int_equal(pt_differs(q, N, 1), -1);
 	p[0] ^= 1;
-	r = merged(sp, p, N);
+	r = pt_merged(sp, p, N);
 	assert_int_equal(r.pages_merged, 1);
 	assert_int_equal(r.pages_already, N - 1);
 	assert_int_equal(samepage_unmerge(sp, p, N * pt_page()), 0);
@@ -406,7 +395,7 @@ static void zeros_need_no_page(void **state)
 	pt_skip_unless_root();
 	memset(p, 1, N * pt_page());
 	memset(p, 0, N * pt_page());
-	r = merged(sp, p, N);
+	r = pt_merged(sp, p, N);
 	assert_int_equal(r.pages_zeroed + r.pages_merged +
 				 r.pages_declined[SAMEPAGE_REASON_UNIQUE], N);
 	assert_true(r.pages_declined[SAMEPAGE_REASON_UNIQUE] <= 1);
@@ -429,21 +418,21 @@ static void memory_stays_what_it_was(void **state)
 	(void)state;
 	pt_fill(p, N, 1);
 	pt_fill(q, N, 1);
-	merged(sp, p, N);
-	assert_int_equal(merged(sp, q, N).pages_merged, N);
+	pt_merged(sp, p, N);
+	assert_int_equal(pt_merged(sp, q, N).pages_merged, N);
 	/* without samepage_discard() */
 	assert_int_equal(madvise(q, N / 2 * pt_page(), MADV_DONTNEED), 0);
 	assert_true(pt_is_zero(q, N / 2));
 	assert_int_equal(pt_differs(p, N, 1), -1);
 	pt_fill(q, N / 2, 1);
-	assert_int_equal(merged(sp, q, N).pages_merged, N / 2);
+	assert_int_equal(pt_merged(sp, q, N).pages_merged, N / 2);
 	moved = mremap(q, N * pt_page(), 2 * N * pt_page(), MREMAP_MAYMOVE);
 	assert_true(moved != MAP_FAILED);
 	assert_int_equal(pt_differs(moved, N, 1), -1);
 	assert_true(pt_is_zero(moved + N * pt_page(), N));
 	assert_int_equal(mprotect(moved, N * pt_page(), PROT_READ), 0);
 	/* The kernel may have lost track of where it was. */
-	r = merged(sp, moved, N);
+	r = pt_merged(sp, moved, N);
 	assert_int_equal(r.pages_already + r.pages_merged, N);
 	fflush(NULL);
 	if (fork() == 0) {
@@ -480,15 +469,15 @@ static void more_kinds_than_the_remap(void **state)
 	assert_true(q != MAP_FAILED);
 	pt_fill(q, N / 2, 1); /* copied on write; the rest stays the file's */
 	pt_touch(q, N);
-	merged(sp, p, N);
+	pt_merged(sp, p, N);
 	{
-		struct samepage_result r = merged(sp, q, N);
+		struct samepage_result r = pt_merged(sp, q, N);
 
 		assert_int_equal(r.pages_looked, N / 2);
 		assert_int_equal(r.pages_merged, N / 2);
 	}
 	assert_int_equal(mprotect(p, N * pt_page(), PROT_READ | PROT_EXEC), 0);
-	assert_int_equal(merged(sp, p, N).pages_already, N / 2);
+	assert_int_equal(pt_merged(sp, p, N).pages_already, N / 2);
 	assert_int_equal(pt_differs(q, N / 2, 1), -1);
 	assert_int_equal(samepage_discard(sp, q, N * pt_page()), 0);
 	assert_true(pt_is_zero(q, N)); /* the file's bytes */
@@ -547,10 +536,10 @@ static void strangers_are_kept_apart(void **state)
 	sp = open_kernel();
 	pt_fill(p, N, 7);
 	pt_fill(q, N, 7);
-	r = merged(sp, p, N);
+	r = pt_merged(sp, p, N);
 	assert_int_equal(r.pages_merged, 0);
 	assert_int_equal(r.pages_declined[SAMEPAGE_REASON_UNIQUE], N);
-	r = merged(sp, q, N);
+	r = pt_merged(sp, q, N);
 	assert_int_equal(r.pages_merged, N);
 	assert_int_equal(write(b[1], &c, 1), 1);
 	assert_int_equal(waitpid(pid, &status, 0), pid);

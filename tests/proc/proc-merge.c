@@ -34,17 +34,6 @@ static void need(void)
 	sp = pt_open();
 }
 
-static struct samepage_result merge(void *p, size_t pages)
-{
-	struct samepage_result r;
-
-	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, &r), 0);
-	if (!pt_sums(&r))
-		pt_print("does not add up", &r);
-	assert_true(pt_sums(&r));
-	return r;
-}
-
 static char *at(char *p, size_t page)
 {
 	return p + page * pt_page();
@@ -63,11 +52,11 @@ static void twins_share_frames(void **state)
 	pt_fill(a, N, 1);
 	pt_fill(b, N, 1);
 	assert_int_equal(pt_same_frames(a, b, N), 0);
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_true(pt_complete(&r));
 	assert_int_equal(r.pages_looked, N);
 	assert_true(pt_kernel_merges() || r.pages_promoted == r.pages_merged);
-	r = merge(b, N);
+	r = pt_merged(sp, b, N);
 	assert_true(pt_complete(&r));
 	assert_int_equal(r.pages_promoted, 0);
 	assert_true(pt_same_frames(a, b, N) >= N - 2);
@@ -89,7 +78,7 @@ static void equal_pages_of_one_range_share(void **state)
 	a = pt_map(N);
 	for (size_t i = 0; i < N; i++)
 		pt_fill_page(at(a, i), 2, i % 3 ? 0 : i);
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_true(pt_complete(&r));
 	assert_true(r.pages_promoted <= N / 3 + 1);
 	/* The kernel lets 256 share one (max_page_sharing), then begins another. */
@@ -110,7 +99,7 @@ static void a_write_parts_them(void **state)
 	for (int i = 0; i < 3; i++) {
 		part[i] = pt_map(N);
 		pt_fill(part[i], N, 3);
-		merge(part[i], N);
+		pt_merged(sp, part[i], N);
 	}
 	for (size_t i = 0; i < N; i += 2)
 		*(at(part[1], i) + 17) ^= 0x55;
@@ -137,9 +126,9 @@ static void zero_pages_are_given_back(void **state)
 	a = pt_map(N);
 	memset(a, 1, N * pt_page());
 	memset(a, 0, N * pt_page());
-	merge(a, 1); /* so that the staging area is there */
+	pt_merged(sp, a, 1); /* so that the staging area is there */
 	vmas = pt_vma_count();
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	if (!pt_kernel_merges()) {
 		assert_int_equal(r.pages_zeroed, N - 1);
 		assert_int_equal(r.pages_looked, N - 1);
@@ -156,12 +145,12 @@ static void zero_pages_are_given_back(void **state)
 	for (size_t i = 0; zero && i < N; i++)
 		assert_int_equal(pt_pfn(at(a, i)), zero);
 	/* Pages that read as the zero page are not looked at again. */
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_int_equal(r.pages_looked, r.pages_already);
 	assert_true(pt_kernel_merges() || r.pages_looked == 0);
 	for (size_t i = 0; i < N; i += 7)
 		*at(a, i) = 1;
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_int_equal(r.pages_looked - r.pages_already, (N + 6) / 7);
 	assert_int_equal(r.pages_merged, (N + 6) / 7);
 	pt_unmap(a, N);
@@ -181,7 +170,7 @@ static void almost_zero_is_not_zero(void **state)
 	*(at(a, 2) - 1) = 1;
 	*(at(a, 2) + pt_page() / 2) = 1;
 	*at(a, 3) = 0;
-	r = merge(a, 4);
+	r = pt_merged(sp, a, 4);
 	assert_int_equal(r.pages_merged, 3);
 	assert_int_equal(r.pages_zeroed, 1);
 	assert_int_equal(*at(a, 0), 1);
@@ -199,13 +188,13 @@ static void second_call_finds_them_merged(void **state)
 	need();
 	a = pt_map(N);
 	pt_fill(a, N, 4);
-	r = merge(a, N);
-	again = merge(a, N);
+	r = pt_merged(sp, a, N);
+	again = pt_merged(sp, a, N);
 	assert_int_equal(again.pages_looked, N);
 	assert_int_equal(again.pages_already, r.pages_merged);
 	assert_int_equal(again.pages_merged + again.runs, 0);
 	*at(a, 5) ^= 1;
-	again = merge(a, N);
+	again = pt_merged(sp, a, N);
 	assert_int_equal(again.pages_already, r.pages_merged - 1);
 	/* Written since: again only on the caller's word (proc-still has more of it). */
 	if (pt_kernel_merges())
@@ -225,7 +214,7 @@ static void pages_never_touched_are_not_looked_at(void **state)
 	a = pt_map(N);
 	for (size_t i = 100; i < 200; i++)
 		pt_fill_page(at(a, i), 5, i);
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_int_equal(r.pages_looked, 100);
 	for (size_t i = 0; i < N; i++)
 		if (i < 100 || i >= 200)
@@ -311,8 +300,8 @@ static void unmerge_changes_no_byte(void **state)
 	b = pt_map(N);
 	pt_fill(a, N, 8);
 	pt_fill(b, N, 8);
-	merge(a, N);
-	merge(b, N);
+	pt_merged(sp, a, N);
+	pt_merged(sp, b, N);
 	assert_int_equal(samepage_unmerge(sp, at(a, 100), 200 * pt_page()), 0);
 	assert_int_equal(pt_file_pages(at(a, 100), 200), 0);
 	assert_true(pt_file_pages(a, N) >= N - 202);
@@ -343,7 +332,7 @@ static void a_full_store_says_quota(void **state)
 	sp = pt_open_sized(100 * pt_page());
 	a = pt_map(N);
 	pt_fill(a, N, 9);
-	r = merge(a, N);
+	r = pt_merged(sp, a, N);
 	assert_int_equal(r.pages_looked, N);
 	assert_true(r.pages_merged <= 100 && r.pages_merged >= 98);
 	assert_true(r.pages_declined[SAMEPAGE_REASON_QUOTA] >= N - 100);
@@ -360,7 +349,7 @@ static void merged_memory_outlives_the_handle(void **state)
 	need();
 	a = pt_map(N);
 	pt_fill(a, N, 10);
-	merge(a, N);
+	pt_merged(sp, a, N);
 	samepage_close(sp);
 	sp = NULL;
 	assert_int_equal(pt_differs(a, N, 10), -1);

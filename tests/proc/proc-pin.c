@@ -22,17 +22,6 @@
 
 static struct samepage *sp;
 
-static struct samepage_result merge(char *p, size_t pages)
-{
-	struct samepage_result r;
-
-	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, &r), 0);
-	if (!pt_sums(&r))
-		pt_print("does not add up", &r);
-	assert_true(pt_sums(&r));
-	return r;
-}
-
 /* Half of the range is a registered buffer: it stays, and the device's bytes arrive. */
 static void registered_buffers_are_pinned(void **state)
 {
@@ -57,7 +46,7 @@ static void registered_buffers_are_pinned(void **state)
 	if (syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1))
 		SKIP("io_uring registers no buffers here");
 	for (unsigned i = 0; i < 3; i++) {
-		r = merge(p, N);
+		r = pt_merged(sp, p, N);
 		assert_int_equal(r.pages_declined[PINNED], N / 2);
 		assert_int_equal(pt_differs(p, N / 4, 1), -1);
 		assert_int_equal(ring_read_fixed(&ring, file, buf.iov_base, (unsigned)buf.iov_len),
@@ -74,7 +63,7 @@ static void registered_buffers_are_pinned(void **state)
 	/* The kernel lets go of the pins in its own time. */
 	for (unsigned i = 0; i < 500 && r.pages_declined[PINNED]; i++) {
 		usleep(10000);
-		r = merge(p, N);
+		r = pt_merged(sp, p, N);
 	}
 	assert_int_equal(r.pages_declined[PINNED], 0);
 	close(file);
@@ -121,19 +110,19 @@ static void fork_shared_pages(void **state)
 	if (pid == 0)
 		_exit(hold_until_told(&h));
 	close(h.go[0]);
-	r = merge(h.p, N / 2);
+	r = pt_merged(sp, h.p, N / 2);
 	assert_true(r.pages_merged + r.pages_declined[SAMEPAGE_REASON_FORK_SHARED] >= N / 2 - 2);
 	assert_int_equal(r.pages_declined[PINNED], 0);
 	/* What the parent writes is its own, merged or not. */
 	for (size_t i = 0; i < N; i += 2)
 		pt_fill_page(h.p + i * pt_page(), 9, i);
-	r = merge(h.p, N);
+	r = pt_merged(sp, h.p, N);
 	assert_int_equal(r.pages_declined[PINNED], 0);
 	close(h.go[1]);
 	assert_int_equal(pt_wait(pid, 30), 0);
 	for (size_t i = 0; i < N; i++)
 		assert_true(pt_page_is(h.p + i * pt_page(), i % 2 ? 3 : 9, i));
-	r = merge(h.p, N);
+	r = pt_merged(sp, h.p, N);
 	assert_int_equal(r.pages_declined[PINNED], 0);
 	for (size_t i = 0; i < N; i++)
 		assert_true(pt_page_is(h.p + i * pt_page(), i % 2 ? 3 : 9, i));
@@ -206,8 +195,8 @@ static void one_huge(int how)
 		memset(q + i * pt_page(), 0, pt_page());
 	}
 	assert_true(has_huge(p));
-	r = merge(q, pages);
-	r = merge(p + first * pt_page(), n);
+	r = pt_merged(sp, q, pages);
+	r = pt_merged(sp, p + first * pt_page(), n);
 	assert_int_equal(r.pages_looked, n);
 	if (pt_kernel_merges() && how == 1) {
 		/* Splitting a huge page maps its zero pages to the zero page by itself; those
@@ -287,7 +276,7 @@ static void huge_page_partly_pinned(void **state)
 	buf = (struct iovec){ p + 7 * pt_page(), pt_page() };
 	assert_int_equal(syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1),
 			 0);
-	r = merge(p, pages);
+	r = pt_merged(sp, p, pages);
 	assert_true(r.pages_declined[PINNED] >= 1);
 	assert_int_equal(pt_differs(p, pages, 6), -1);
 	file = memfd_create("source", MFD_CLOEXEC);

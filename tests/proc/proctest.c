@@ -348,6 +348,17 @@ bool pt_is_zero(const void *p, size_t pages)
 	return true;
 }
 
+int pt_temp_file(char path[PT_PATH_BYTES], size_t pages)
+{
+	const char *dir = getenv("TMPDIR");
+	int fd, n = snprintf(path, PT_PATH_BYTES, "%s/samepage-test-XXXXXX", dir ? dir : "/tmp");
+
+	PT_CHECK(n > 0 && n < (int)PT_PATH_BYTES);
+	fd = mkostemp(path, O_CLOEXEC);
+	PT_CHECK(fd >= 0 && ftruncate(fd, (off_t)(pages * pt_page())) == 0);
+	return fd;
+}
+
 void pt_touch(const void *p, size_t pages)
 {
 	for (size_t i = 0; i < pages; i++)

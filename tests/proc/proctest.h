@@ -106,6 +106,12 @@ bool pt_page_is(const void *p, uint64_t seed, uint64_t page);
 long pt_differs(const void *p, size_t pages, uint64_t seed);
 bool pt_is_zero(const void *p, size_t pages);
 void pt_touch(const void *p, size_t pages); /* read one byte of each page */
+/*
+ * A new file, of zeros, in $TMPDIR or /tmp (where it must be allowed to map code): its
+ * descriptor, and its path for who unlinks it.
+ */
+#define PT_PATH_BYTES 256u
+int pt_temp_file(char path[PT_PATH_BYTES], size_t pages);
 
 /* --- what the kernel says ------------------------------------------------- */
 
@@ -142,5 +148,16 @@ uint64_t pt_declined(const struct samepage_result *r);
  */
 bool pt_complete(const struct samepage_result *r);
 void pt_print(const char *what, const struct samepage_result *r);
+/* Merge, which must work and add up. (Here, because samepage_merge is one of two: above.) */
+static inline struct samepage_result pt_merged(struct samepage *sp, void *p, size_t pages)
+{
+	struct samepage_result r;
+
+	assert_int_equal(samepage_merge(sp, p, pages * pt_page(), 0, &r), 0);
+	if (!pt_sums(&r))
+		pt_print("does not add up", &r);
+	assert_true(pt_sums(&r));
+	return r;
+}
 
 #endif

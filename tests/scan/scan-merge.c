@@ -7,6 +7,7 @@
 #include "scantest.h"
 
 #include "sys/sys.h"
+#include "tests/proc/ring.h"
 
 #define PAGES 600u /* more than a chunk */
 #define OWN 200u
@@ -296,6 +297,81 @@ static void no_write_is_missed(void **state)
 	st_close();
 }
 
+/* --- written after a freeze that did not take it --------------------------------- */
+
+#define PINNED_PAGES 40u /* longer than a run that is mapped elsewhere first */
+
+/* After step 1 this one maps nothing: that would have all mappings read, and registered, anew. */
+static void run_pinned(unsigned self)
+{
+	char *p = st_memory(PINNED_PAGES);
+	struct iovec buf = { p, PINNED_PAGES * pt_page() };
+	struct ring ring;
+
+	atomic_store(&st_board->out[self][0], ring_open(&ring));
+	pt_fill(p, PINNED_PAGES, 50);
+	if (!atomic_load(&st_board->out[self][0])) {
+		st_did(self, 1);
+		return;
+	}
+	PT_CHECK(!syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &buf, 1));
+	st_did(self, 1);
+	st_wait_step(2);
+	/* Another's content as long as it is pinned, so that it is not merged the moment it is not. */
+	pt_fill(p, PINNED_PAGES, 51);
+	PT_CHECK(!syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0));
+	st_did(self, 2);
+	st_wait_step(3);
+	pt_fill(p, PINNED_PAGES, 52);
+	st_did(self, 3);
+	st_wait_step(4);
+	PT_CHECK(pt_differs(p, PINNED_PAGES, 52) == -1);
+	st_note_pfns(self, 0, p, PINNED_PAGES);
+	st_did(self, 4);
+}
+
+static void run_pinned_twin(unsigned self)
+{
+	char *p = st_memory(PINNED_PAGES), *q = st_memory(PINNED_PAGES);
+
+	pt_fill(p, PINNED_PAGES, 50);
+	st_did(self, 2);
+	st_wait_step(3);
+	pt_fill(q, PINNED_PAGES, 52);
+	st_did(self, 3);
+	st_wait_step(4);
+	st_note_pfns(self, 0, q, PINNED_PAGES);
+	st_did(self, 4);
+}
+
+/*
+ * A freeze ends the tracking of what it takes, so what it has to give back is tracked again.
+ * It is also hashed anew; so it is the write after that one that would be missed.
+ */
+static void a_write_after_a_refused_freeze(void **state)
+{
+	(void)state;
+	pt_skip_unless_remap();
+	st_open(NULL);
+	st_start("pinned");
+	st_wait_did(0, 1);
+	if (!atomic_load(&st_board->out[0][0]))
+		SKIP("no io_uring here");
+	st_start("pinned-twin");
+	st_wait_did(1, 2);
+	ST_UNTIL(st_report(0).total.pages_declined[SAMEPAGE_REASON_PINNED] >= PINNED_PAGES);
+	assert_int_equal(st_report(0).pages_sharing, 0);
+	st_step(2);
+	ST_UNTIL(st_report(0).scan.pages_unshared_now == PINNED_PAGES);
+	st_step(3);
+	ST_UNTIL(st_report(0).pages_sharing == PINNED_PAGES);
+	ST_UNTIL(st_report(1).pages_sharing == 2 * PINNED_PAGES);
+	assert_int_equal(st_report(0).scan.pages_broken, 0);
+	st_step(4);
+	assert_int_equal(st_same_pfns(0, 0, 1, 0, PINNED_PAGES), PINNED_PAGES);
+	st_close();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct st_role roles[] = { { "holder", run_holder },
@@ -303,6 +379,8 @@ int main(int argc, char **argv)
 						{ "zeros", run_zeros },
 						{ "grower", run_grower },
 						{ "comes-to-it", run_comes_to_it },
+						{ "pinned", run_pinned },
+						{ "pinned-twin", run_pinned_twin },
 						{ NULL, NULL } };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(two_processes),
@@ -314,6 +392,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(zeros),
 		cmocka_unit_test(memory_that_grows),
 		cmocka_unit_test(no_write_is_missed),
+		cmocka_unit_test(a_write_after_a_refused_freeze),
 	};
 
 	return ST_MAIN("scan-merge", tests, roles);

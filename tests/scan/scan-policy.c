@@ -259,6 +259,62 @@ static void mapping_budget(void **state)
 	st_close();
 }
 
+/* Zero pages cost no mapping in the end; but each that is frozen alone is one for the moment. */
+#define ZEROS 1024u /* two chunks at least; every other page of that */
+#define ZERO_ROOM 300u
+
+static void run_zeros_apart(unsigned self)
+{
+	size_t limit = atomic_load(&st_board->in[0][0]), used;
+	char *p = pt_map(ZEROS), *eaten = pt_map_as(2 * limit, PROT_NONE, ANON | MAP_NORESERVE);
+	uint64_t most = 0, now;
+
+	for (unsigned i = 0; i < ZEROS; i++) {
+		if (i % 2)
+			pt_fill_page(p + i * pt_page(), 320 + self, i);
+		else
+			memset(p + i * pt_page(), 0, pt_page());
+	}
+	used = pt_vma_count();
+	for (size_t i = 1; used + ZERO_ROOM < limit; i += 2, used += 2)
+		PT_CHECK(mprotect(eaten + i * pt_page(), pt_page(), PROT_READ) == 0);
+	/* All at once: it is wanted from now on. */
+	PT_CHECK(madvise(p, ZEROS * pt_page(), MADV_MERGEABLE) == 0);
+	st_did(self, 1);
+	while (atomic_load(&st_board->step) < 2) {
+		now = pt_vma_count();
+		most = now > most ? now : most;
+	}
+	for (unsigned i = 0; i < ZEROS; i++)
+		PT_CHECK(i % 2 ? pt_page_is(p + i * pt_page(), 320 + self, i)
+			       : pt_is_zero(p + i * pt_page(), 1));
+	atomic_store(&st_board->out[self][0], most);
+	st_did(self, 2);
+}
+
+static void zero_pages_within_the_budget(void **state)
+{
+	int64_t max = sys_read_number("/proc/sys/vm/max_map_count");
+	uint64_t limit = (uint64_t)max / 100;
+
+	(void)state;
+	if (max < 50000 || max > 1000000)
+		SKIP("an odd vm.max_map_count");
+	pt_skip_unless_remap();
+	st_open(NULL);
+	st_env("SAMEPAGE_SCAN_MAPS=1");
+	atomic_store(&st_board->in[0][0], limit);
+	st_start("zeros-apart");
+	st_step(1);
+	ST_UNTIL(st_report(0).zero_pages == ZEROS / 2);
+	/* There were too many for once. */
+	assert_true(st_report(0).total.pages_declined[SAMEPAGE_REASON_MAP_COUNT] > 0);
+	st_step(2);
+	pt_note("limit %lu: at most %lu mappings", limit, atomic_load(&st_board->out[0][0]));
+	assert_true(atomic_load(&st_board->out[0][0]) <= limit);
+	st_close();
+}
+
 /* --- CPU ------------------------------------------------------------------------------------ */
 
 #define ENDLESS 4096u
@@ -427,6 +483,7 @@ int main(int argc, char **argv)
 						{ "two-kinds", run_two_kinds },
 						{ "breaker", run_breaker },
 						{ "scattered", run_scattered },
+						{ "zeros-apart", run_zeros_apart },
 						{ "endless", run_endless },
 						{ "huge", run_huge },
 						{ NULL, NULL } };
@@ -436,6 +493,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(still_pages_beside_volatile_ones),
 		cmocka_unit_test(broken_merges_are_counted),
 		cmocka_unit_test(mapping_budget),
+		cmocka_unit_test(zero_pages_within_the_budget),
 		cmocka_unit_test(cpu_ceiling),
 		cmocka_unit_test(huge_pages_that_merge),
 		cmocka_unit_test(huge_pages_that_do_not),

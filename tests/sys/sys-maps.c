@@ -424,6 +424,44 @@ static void refusals(void **state)
 	assert_int_equal(sys_maps_each(0, small, 4096, collect, &first), -EMFILE);
 }
 
+static unsigned most_in_a_read;
+
+static ssize_t counting_read(int fd, void *buf, size_t bytes)
+{
+	ssize_t n = sys_real.read(fd, buf, bytes);
+	unsigned found = 0;
+
+	for (char *at = buf, *end = at + (n < 0 ? 0 : n);
+	     (at = memmem(at, (size_t)(end - at), "VmFlags:", 8)); at++)
+		found++;
+	if (found > most_in_a_read)
+		most_in_a_read = found;
+	return n;
+}
+
+/* The kernel's lock is held for as long as a read walks: over one mapping, not some. */
+static void one_mapping_at_a_time(void **state)
+{
+	struct sys_ops table = sys_real;
+
+	(void)state;
+	first.n = second.n = most_in_a_read = 0;
+	table.read = counting_read;
+	sys = &table;
+	assert_int_equal(sys_smaps_each(0, big, BIG, collect, &first), 0);
+	assert_true(most_in_a_read > 1);
+	most_in_a_read = 0;
+	assert_int_equal(sys_smaps_each_gently(0, big, BIG, collect, &second), 0);
+	assert_int_equal(most_in_a_read, 1);
+	sys = &sys_real;
+	assert_int_equal(first.n, second.n);
+	for (unsigned i = 0; i < first.n; i++) {
+		assert_int_equal(first.vmas[i].start, second.vmas[i].start);
+		assert_int_equal(first.vmas[i].flags, second.vmas[i].flags);
+		assert_string_equal(first.vmas[i].name, second.vmas[i].name);
+	}
+}
+
 /* canned files --------------------------------------------------------------- */
 
 static const char *canned;
@@ -601,6 +639,7 @@ int main(void)
 		TEST(a_small_buffer_reads_the_same),
 		TEST(one_mapping_by_query),
 		TEST(the_callback_ends_the_walk),
+		TEST(one_mapping_at_a_time),
 		TEST(refusals),
 		TEST(other_kernels_files_are_understood),
 		TEST(every_line_length_around_the_buffer),
