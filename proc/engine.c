@@ -233,6 +233,7 @@ void proc_engine_rest(struct proc_engine *e)
 {
 	if (e->rested)
 		return;
+	proc_scan_rests(e);
 	if (e->link->connected && e->link->ops->rest)
 		e->link->ops->rest(e->link);
 	sys->madvise(e->work, sizeof(*e->work), MADV_DONTNEED);

@@ -366,6 +366,7 @@ void proc_scan_merged_by_call(struct proc_engine *e);
 void proc_scan_pause(struct proc_engine *e, bool pause);
 void proc_scan_leave(struct proc_engine *e, uint64_t start, uint64_t end); /* no longer ours */
 void proc_scan_slice(struct proc_engine *e); /* if it is time */
+void proc_scan_rests(struct proc_engine *e); /* nothing of the working memory is needed */
 uint64_t proc_scan_wake_usec(const struct proc_engine *e); /* UINT64_MAX: never */
 uint64_t proc_scan_bytes(const struct proc_engine *e);
 void proc_scan_count(const struct proc_engine *e, struct core_scan_counters *n);

@@ -128,7 +128,8 @@ struct proc_scan {
 	struct proc_scan_budget budget;
 	uint64_t counted_generation; /* of the watch, when mappings were counted */
 	bool wp_async; /* the userfaultfd can track writes */
-	bool paused, wp, started, ring_used;
+	bool paused, wp, started;
+	bool ring_used, ring_kept; /* in this round; in one before, and not emptied since */
 	int armed_uffd; /* the descriptor that regions are registered with */
 
 	struct scan_region *region;

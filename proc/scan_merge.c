@@ -451,7 +451,7 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 /* --- news ------------------------------------------------------------------------- */
 
 /* Times what it cost, and so often doubled if there was none: while we are at work, and at rest. */
-#define NEWS_COST_FACTOR 20u
+#define NEWS_COST_FACTOR 40u
 #define NEWS_IDLE_AWAKE 5u
 #define NEWS_REST_FACTOR 1000u
 #define NEWS_IDLE_MOST 7u
