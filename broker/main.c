@@ -205,5 +205,6 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	raise_limits(&config);
+	sys_give_way();
 	return serve(&config);
 }

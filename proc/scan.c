@@ -22,6 +22,7 @@
 #define MEMORY_USEC 5000000u
 #define DISCOVER_LATEST 7u
 #define IDLE_LATEST 10u
+#define VAIN_LATEST 7u
 /* Huge pages are hashed to find out whether they changed: much less often. */
 #define HUGE_LATER 3u
 #define CPU_SLACK_USEC 5000u /* worth waking up for, when the bucket was empty */
@@ -315,6 +316,20 @@ static void check_round(struct proc_scan *s, struct scan_chunk *k)
 	k->news = true;
 }
 
+/*
+ * Where single pages are written all over a large memory, each chunk always has one that waits,
+ * though each page is hardly ever written. To look for it costs the whole chunk.
+ */
+static void note_vain(struct scan_chunk *k, const struct scan_look *look)
+{
+	if (look->sum.new_pages || look->merged)
+		k->vain = 0;
+	else if (!look->sum.changed_pages)
+		k->vain /= 2;
+	else if (k->vain < VAIN_LATEST)
+		k->vain++;
+}
+
 /* False: the chunk is gone. */
 static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 {
@@ -362,6 +377,9 @@ static bool look_at_chunk(struct proc_engine *e, uint32_t number, uint32_t now)
 	if (tried && look->sum.wait_msec > first &&
 	    (k->pages[CORE_PAGE_FRESH] || k->pages[CORE_PAGE_ASIDE]))
 		look->sum.wait_msec = first;
+	note_vain(k, look);
+	if (look->sum.wait_msec < first << k->vain)
+		look->sum.wait_msec = first << k->vain;
 	schedule(s, k, now, look->sum.wait_msec, look->sum.new_pages || look->merged);
 	return true;
 }
@@ -558,6 +576,7 @@ static bool ready(struct proc_engine *e, uint64_t now)
 	proc_mem_lock(&guard);
 	proc_mem_watch(&s->watch);
 	proc_mem_unlock(&guard);
+	sys_give_way();
 	s->started = true;
 	return true;
 }

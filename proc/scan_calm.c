@@ -7,8 +7,9 @@
  *   calm      no fault since a chunk was looked at, and nothing waits there: passed by. When
  *             that is so of all, and of what was to be discovered, there is no slice at all
  *   stirred   the number moves after a pause: what is idle is looked at now, not when it is
- *             due. All of it, for the number says not where. Such looks out of turn take a
- *             thousandth of the time at most; if they lead to no merge, less and less
+ *             due. All of it, for the number says not where; but for chunks with huge
+ *             pages, which would have to be read. Such looks out of turn take a thousandth
+ *             of the time at most; if they lead to no merge, less and less
  *   news      what was published or reported meanwhile is read from the broker's files
  *             without mapping them
  *
@@ -85,7 +86,7 @@ static void hurry(struct proc_engine *e, uint64_t now)
 	c->cpu_usec = s->n.cpu_usec;
 	c->hurrying = true;
 	for (uint32_t i = 0; i < s->chunks; i++)
-		if (s->chunk[i].idling)
+		if (s->chunk[i].idling && !s->chunk[i].huge)
 			s->chunk[i].due_msec = scan_now_msec(s, now);
 	s->discover_at_usec = 0;
 }
