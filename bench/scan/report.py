@@ -4,6 +4,7 @@
 It stands between two marks, so that it can be made again without the rest.
 """
 import os
+import pickle
 import platform
 import re
 from statistics import median
@@ -35,8 +36,10 @@ def table(head, rows):
 class Report:
     """Everything that was measured, as Markdown; what was not measured is not in it."""
 
-    def __init__(self, plan):
+    def __init__(self, plan, kept=None):
         self.plan = plan
+        self.kept = kept
+        self.arms = {}         # {row of the plan: results}, of those that are complete
         self.summaries = []
         self.idle = None
         self.busy = None       # {contender: [{phase: figures}]}
@@ -44,6 +47,18 @@ class Report:
         self.balloon = None
         self.plots = []
         self.skipped = []
+        if kept and os.path.exists(kept):
+            with open(kept, "rb") as f:
+                for name, value in pickle.load(f).items():
+                    setattr(self, name, value)
+
+    KEPT = ("arms", "idle", "busy", "metadata", "balloon")
+
+    def keep(self):
+        """What has been measured, should somebody stop it: the whole takes half an hour."""
+        if self.kept:
+            with open(self.kept, "wb") as f:
+                pickle.dump({n: getattr(self, n) for n in self.KEPT}, f)
 
     # --- the parts -----------------------------------------------------------
 

@@ -3,6 +3,7 @@
 """The background scanner against the kernel's ksmd: unthrottled, with its advisor, and none.
 
     scan-guard scan.py --build DIR [--output FILE] [--quick] [--only WORD] [--parts LIST]
+                       [--keep FILE]
 
 Run by bench/run.sh, through scan-guard, which puts KSM's settings back. Parts: arms, idle,
 busy. --only: of the workloads, those whose name contains WORD. --output: docs/benchmarks.md,
@@ -157,21 +158,29 @@ def run_workload(tools, plan_row, limits, report, results):
 
 def run_arms(tools, plan, limits, only, report):
     by_name = {}
-    for row in plan.arms:
+    for i, row in enumerate(plan.arms):
         name = row[0].name
         if only not in name or is_missing(row[0], report):
             continue
-        try:
-            run_workload(tools, row, limits, report, by_name.setdefault(name, []))
-        except Failed as why:
-            report.skipped.append(f"{name}: {why}")
-            tell(f"{name}: {why}")
+        of = by_name.setdefault(name, [])
+        if i in report.arms:
+            of += report.arms[i]
+        else:
+            try:
+                run_workload(tools, row, limits, report, of)
+                report.arms[i] = of[len(of) - row[2] * len(row[1]):]
+                report.keep()
+            except Failed as why:
+                report.skipped.append(f"{name}: {why}")
+                tell(f"{name}: {why}")
         # So far, should somebody stop it.
         report.summaries = [Summary(n, r) for n, r in by_name.items()
                             if {"nothing", "ksmd", "samepage"} <= {x.contender for x in r}]
 
 
 def run_idle(tools, plan, limits, _, report):
+    if report.idle:
+        return
     samepage = next(c for c in plan.busy_contenders if c.name == "samepage")
     report.idle = idle(tools, Set(*plan.idle_set), samepage, limits, plan.idle)
     tell("idle: CPU ms a minute and GiB, seconds to notice: " + ", ".join(
@@ -182,8 +191,8 @@ def run_busy(tools, plan, _, __, report):
     b = plan.busy
     if is_missing(Redis(1, 1), report):
         return
-    report.busy = {c.name: [] for c in plan.busy_contenders}
-    for i in range(b["repeat"]):
+    report.busy = report.busy or {c.name: [] for c in plan.busy_contenders}
+    for i in range(min(map(len, report.busy.values())), b["repeat"]):
         turn = i % len(plan.busy_contenders)
         for contender in plan.busy_contenders[turn:] + plan.busy_contenders[:turn]:
             phases = busy(tools, Busy(b["keys"], *b["set"]), contender, b["rate"], b["seconds"])
@@ -210,6 +219,7 @@ def main():
                         default=os.environ.get("SAMEPAGE_BENCH_QUICK", "") not in ("", "0"))
     parser.add_argument("--only", default="")
     parser.add_argument("--parts", default="arms,idle,busy")
+    parser.add_argument("--keep", help="a file: results so far, to go on from there")
     args = parser.parse_args()
     build = os.path.abspath(args.build)
     tools = os.path.join(build, "bench")
@@ -219,7 +229,7 @@ def main():
         raise Failed("KSM is in use on this machine: its settings are somebody's")
     where, why = image(build)
     plan, limits = Plan(build, where, args.quick), Limits(args.quick)
-    report = Report(plan)
+    report = Report(plan, args.keep)
     if why:
         report.skipped.append("QEMU guests (" + " ".join(why) + ")")
     parts = {"idle": run_idle, "busy": run_busy, "arms": run_arms}
@@ -228,6 +238,7 @@ def main():
             if name in args.parts:
                 try:
                     run(tools, plan, limits, args.only, report)
+                    report.keep()
                 except Failed as failure:
                     report.skipped.append(f"{name}: {failure}")
                     tell(f"{name}: {failure}")
