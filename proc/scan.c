@@ -504,13 +504,16 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 }
 
 /*
- * While one round follows the other it is not given back and made again each time (that was 6 %
- * of the CPU time until guests were merged); at rest, or after a round without it, it is.
+ * While one round follows the other, the ring and what maps the store are not given back and
+ * made again each time (that was a tenth of the CPU time until all was merged); at rest, or
+ * after a round without them, they are.
  */
-static void keep_ring(struct proc_engine *e)
+static void keep_working(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 
+	if (!s->ring_used)
+		proc_segments_unmap(e);
 	if (s->ring_kept && !s->ring_used)
 		proc_pass_empty_ring(e);
 	s->ring_kept = s->ring_used;
@@ -521,7 +524,10 @@ void proc_scan_rests(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
 
-	if (!s || !(s->ring_kept || s->ring_used))
+	if (!s)
+		return;
+	proc_segments_unmap(e);
+	if (!s->ring_kept && !s->ring_used)
 		return;
 	s->ring_kept = s->ring_used = false;
 	if (e->link->connected)
@@ -547,8 +553,7 @@ static void work(struct proc_engine *e, uint64_t now)
 	if (look_at_chunks(e)) {
 		scan_shrink(s);
 		sleep_until_due(e, sys_now_usec());
-		proc_segments_unmap(e);
-		keep_ring(e);
+		keep_working(e);
 	} else {
 		s->wake_usec = s->due_usec = now;
 	}

@@ -130,7 +130,7 @@ struct proc_scan {
 	uint64_t counted_generation; /* of the watch, when mappings were counted */
 	bool wp_async; /* the userfaultfd can track writes */
 	bool paused, wp, started;
-	bool ring_used, ring_kept; /* in this round; in one before, and not emptied since */
+	bool ring_used, ring_kept; /* the ring, or the store, in this round; in one before */
 	int armed_uffd; /* the descriptor that regions are registered with */
 
 	struct scan_region *region;

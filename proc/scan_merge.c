@@ -37,7 +37,6 @@ bool proc_scan_still(struct proc_engine *e, struct scan_look *look, uint32_t i)
 	struct core_pages_group *g = group_of(s, look, i);
 
 	s->n.pages_hashed++;
-	s->ring_used = true;
 	/* A huge page's first hash is believed: it is merged only where many others have the
 	 * same, and then it is compared anyway. */
 	if (blind && (look->seen[i] & SCAN_HUGE) && g->tag[IN_GROUP(i)] == 0)
@@ -422,6 +421,7 @@ void scan_merge(struct proc_engine *e, struct scan_look *look)
 		w->plan[i] = (struct core_plan_page){ .reason = PROC_ABSENT };
 	w->collisions = 0;
 	w->misses = 0;
+	e->scan->ring_used = true;
 	if (look->chunk->news)
 		plan_news(e, look);
 	proc_look_wanted(e, &c, look->want, SCAN_HASH, &res);

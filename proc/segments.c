@@ -9,7 +9,8 @@
  * a new broker gets the full segments back from (I6). On TRIM those without a
  * mapping in this process are closed, which lets the broker see that nobody
  * uses them. The mappings are advised DONTFORK (a child has its own engine) and
- * go at the end of each pass: they would keep page tables, and leases, alive.
+ * go at the end of each pass, or when the scanner rests: they would keep page tables, and
+ * leases, alive.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -216,6 +217,7 @@ void proc_segments_trim(struct proc_engine *e)
 
 	if (!e->segments_room || nothing_changed(e))
 		return;
+	proc_segments_unmap(e); /* the scanner keeps them from round to round */
 	mem = find_used(e, &bytes);
 	if (!mem) {
 		e->segments_fetched = true; /* so that it is tried again */
