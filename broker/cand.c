@@ -165,7 +165,9 @@ static bool worn_out(const struct broker_standing *sd)
 {
 	uint64_t entries = load(&sd->table.header->entries);
 
-	if (core_cand_crowded(&sd->table) || load(&sd->table.header->dropped) > entries / 16)
+	/* Where it may not grow for its user has used up what is his, a new one would fare no better. */
+	if (!sd->refused &&
+	    (core_cand_crowded(&sd->table) || load(&sd->table.header->dropped) > entries / 16))
 		return true;
 	if (entries > FEW_TAGS && sd->gone > entries / 2)
 		return true;
@@ -180,7 +182,7 @@ static void renew(struct broker_store *st, uint64_t now_usec)
 	core_cand_begin_small(&sd->table);
 	sd->began_usec = now_usec;
 	sd->gone = 0;
-	sd->settled = false;
+	sd->settled = sd->refused = false;
 	memset(sd->used, 0, sizeof(sd->used));
 }
 
@@ -215,8 +217,8 @@ static bool grow(struct broker_store *st, struct core_cand *table)
 		return false;
 	if (step.to + step.to_count > used)
 		pages = table_pages(st, step.to + step.to_count - used);
-	if (pages > st->standing.room_pages ||
-	    !back_buckets(st, table, step.to, step.to_count) ||
+	st->standing.refused = pages > st->standing.room_pages;
+	if (st->standing.refused || !back_buckets(st, table, step.to, step.to_count) ||
 	    !back_buckets(st, table, step.from, CORE_CAND_ROW))
 		return false;
 	if (st->standing.room_pages != UINT64_MAX)

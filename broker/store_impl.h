@@ -49,6 +49,7 @@ struct broker_standing {
 	uint64_t settled_entries; /* after wait_usec, if `settled` */
 	uint64_t room_pages;      /* by which the table may still grow */
 	bool settled;
+	bool refused;             /* it was to grow, and that was too much */
 	uint16_t users[CORE_CAND_WHO_MAX + 1]; /* of each number: sessions that have it now */
 	bool used[CORE_CAND_WHO_MAX + 1];      /* the table may have something with it */
 };

@@ -78,6 +78,9 @@ static struct cand_shape cand_shape(const struct core_cand *ct)
 	s.next = s.rows + (s.rows + CAND_GROWTH - 1) / CAND_GROWTH;
 	if (s.next > most)
 		s.next = most;
+	/* The writer goes by it as well, and others may have written there (I4). */
+	if (s.left == 0 || s.left > s.rows)
+		s.left = s.rows;
 	return s;
 }
 

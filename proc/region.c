@@ -263,7 +263,7 @@ static void sweep(struct proc_engine *e)
 
 /* --- reading ---------------------------------------------------------- */
 
-/* Between two reads. Who posted a call has to wait in any case. */
+/* Between two reads. Who posted a call, or asks by way of the broker, has to wait in any case. */
 static void let_others(struct reading *r)
 {
 	uint64_t now = sys_now_usec(), then = now;
@@ -271,7 +271,9 @@ static void let_others(struct reading *r)
 	if (now - r->busy_since_usec < BUSY_USEC)
 		return;
 	if (!atomic_load(&r->e->call_posted)) {
-		sys->poll(NULL, 0, PAUSE_MSEC);
+		struct pollfd broker = { .fd = r->e->link->poll_fd, .events = POLLIN };
+
+		(void)sys->poll(&broker, 1, PAUSE_MSEC);
 		then = sys_now_usec();
 	}
 	r->paused_usec += then - now;
@@ -441,7 +443,9 @@ void scan_regions_read(struct proc_engine *e)
 	}
 	wait = s->regions_cost_usec * COST_FACTOR + ((uint64_t)WAIT_LEAST_USEC << s->regions_idle);
 	s->regions_at_usec = began + r.paused_usec + (wait < WAIT_MOST_USEC ? wait : WAIT_MOST_USEC);
+	/* What is a region from now on may have been present before, without a fault since. */
 	s->discover_at_usec = 0;
+	s->calm.discovered = (uint16_t)(s->calm.gen - 1);
 }
 
 /* --- discover ---------------------------------------------------------------- */

@@ -89,6 +89,7 @@ static void hurry(struct proc_engine *e, uint64_t now)
 		if (s->chunk[i].idling && !s->chunk[i].huge)
 			s->chunk[i].due_msec = scan_now_msec(s, now);
 	s->discover_at_usec = 0;
+	s->due_usec = now; /* also if the ceiling on CPU time has none left now */
 }
 
 /* Between two rounds, for in the middle of one there is another slice soon enough. */

@@ -7,6 +7,7 @@
  */
 #include "scantest.h"
 
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -93,7 +94,7 @@ static void at_rest_nothing_is_looked_at(void **state)
 	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=300");
+	st_env("SAMEPAGE_SCAN_MOST=300");
 	start_two();
 	assert_true(calm(0, ST_LIMIT * 1000));
 	assert_true(calm(1, ST_LIMIT * 1000));
@@ -105,7 +106,7 @@ static void by_checksum_everything_is(void **state)
 {
 	(void)state;
 	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=300");
+	st_env("SAMEPAGE_SCAN_MOST=300");
 	st_env("SAMEPAGE_SCAN_TRACKER=checksum");
 	start_two();
 	assert_false(calm(0, 5000));
@@ -133,8 +134,8 @@ static void what_is_new_is_looked_at_out_of_turn(void **state)
 	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=3600000");
-	st_env("SAMEPAGE_SCAN_FIRST_MSEC=2000");
+	st_env("SAMEPAGE_SCAN_MOST=3600000");
+	st_env("SAMEPAGE_SCAN_FIRST=2000");
 	start_two();
 	st_nap(23000);
 	atomic_store(&st_board->in[0][0], 900);
@@ -149,15 +150,15 @@ static void what_another_one_has_now(void **state)
 	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=3600000");
-	st_env("SAMEPAGE_SCAN_FIRST_MSEC=2000");
+	st_env("SAMEPAGE_SCAN_MOST=3600000");
+	st_env("SAMEPAGE_SCAN_FIRST=2000");
 	start_two();
 	atomic_store(&st_board->in[0][0], 900);
 	st_wait_did(0, 2);
 	ST_UNTIL(st_report(0).scan.pages_unshared_now == OWN + LATER);
 	st_nap(23000);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=10000");
-	st_env("SAMEPAGE_SCAN_FIRST_MSEC=100");
+	st_env("SAMEPAGE_SCAN_MOST=10000");
+	st_env("SAMEPAGE_SCAN_FIRST=100");
 	st_start("holder");
 	atomic_store(&st_board->in[2][0], 900);
 	st_wait_did(2, 2);
@@ -185,13 +186,48 @@ static void what_others_write_is_found_in_the_end(void **state)
 	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST_MSEC=300");
+	st_env("SAMEPAGE_SCAN_MOST=300");
 	start_two();
 	assert_true(calm(0, ST_LIMIT * 1000) && calm(1, ST_LIMIT * 1000));
 	write_into(0, 500);
 	write_into(1, 500);
 	ST_UNTIL(merged(0, COMMON + OWN) && merged(1, COMMON + OWN));
 	finish(2, COMMON, OWN);
+}
+
+/* Filled when nobody wanted it, and advised without a page fault. */
+static void run_adviser(unsigned self)
+{
+	char *p = mmap(NULL, COMMON * pt_page(), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	PT_CHECK(p != MAP_FAILED);
+	pt_fill(p, COMMON, 1);
+	st_did(self, 1);
+	st_wait_step(2);
+	PT_CHECK(madvise(p, COMMON * pt_page(), MADV_MERGEABLE) == 0);
+	st_did(self, 2);
+	st_wait_step(100);
+	PT_CHECK(pt_differs(p, COMMON, 1) == -1);
+}
+
+static void what_is_advised_later(void **state)
+{
+	(void)state;
+	st_open(NULL);
+	st_env("SAMEPAGE_SCAN_MOST=3600000");
+	st_env("SAMEPAGE_SCOPE=advised");
+	st_start("adviser");
+	st_start("adviser");
+	st_wait_did(0, 1);
+	st_wait_did(1, 1);
+	st_nap(5000);
+	st_step(2);
+	ST_UNTIL(merged(0, COMMON) && merged(1, COMMON));
+	st_tell(100);
+	st_end(0);
+	st_end(1);
+	st_close();
 }
 
 int main(int argc, char **argv)
@@ -202,8 +238,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_is_new_is_looked_at_out_of_turn),
 		cmocka_unit_test(what_another_one_has_now),
 		cmocka_unit_test(what_others_write_is_found_in_the_end),
+		cmocka_unit_test(what_is_advised_later),
 	};
-	const struct st_role roles[] = { { "holder", run_holder }, { NULL, NULL } };
+	const struct st_role roles[] = { { "holder", run_holder }, { "adviser", run_adviser }, { NULL, NULL } };
 
 	return ST_MAIN("scan-calm", tests, roles);
 }

@@ -2,6 +2,8 @@
 /* scantest.h says what each is for. */
 #include "scantest.h"
 
+#include "core/scan_config.h"
+
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -131,9 +133,24 @@ void st_close(void)
 	open_now = false;
 }
 
+/* Of the scanner's, only those that there are: any other would set nothing. */
+static void check_name(const char *setting, size_t name)
+{
+	bool known = strncmp(setting, "SAMEPAGE_SCAN_", 14) != 0;
+
+	for (unsigned i = 0; i < CORE_SCAN_SETTINGS; i++) {
+		const char *variable = core_scan_setting_variable(i);
+
+		known |= strlen(variable) == name - 1 && strncmp(variable, setting, name - 1) == 0;
+	}
+	PT_CHECK(known);
+}
+
 void st_env(const char *setting)
 {
 	size_t name = strcspn(setting, "=") + 1;
+
+	check_name(setting, name);
 
 	for (unsigned i = 0; i < settings_count; i++)
 		if (strncmp(settings[i], setting, name) == 0) {
