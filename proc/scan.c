@@ -23,6 +23,7 @@
 #define DISCOVER_LATEST 7u
 #define IDLE_LATEST 10u
 #define VAIN_LATEST 7u
+#define VAIN_PAGES 32u /* so many are worth a look */
 /* Huge pages are hashed to find out whether they changed: much less often. */
 #define HUGE_LATER 3u
 #define CPU_SLACK_USEC 5000u /* worth waking up for, when the bucket was empty */
@@ -324,7 +325,7 @@ static void note_vain(struct scan_chunk *k, const struct scan_look *look)
 {
 	if (look->sum.new_pages || look->merged)
 		k->vain = 0;
-	else if (!look->sum.changed_pages)
+	else if (!look->sum.changed_pages || look->sum.changed_pages >= VAIN_PAGES)
 		k->vain /= 2;
 	else if (k->vain < VAIN_LATEST)
 		k->vain++;

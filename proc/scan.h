@@ -53,7 +53,7 @@ struct scan_chunk {
 	uint8_t idle; /* the time between looks, doubled so often */
 	uint8_t round; /* of the candidate table, lowest bits */
 	uint16_t gen;  /* of the calm, when it was last looked at */
-	uint8_t vain;  /* looks that found changes and nothing to merge: the wait, doubled so often */
+	uint8_t vain;  /* looks that found few changes and no merge: the wait, doubled so often */
 	bool news : 1;
 	bool idling : 1; /* due because it was not looked at for long, and for nothing else */
 	bool whole : 1; /* what is known may be of pages that are gone: ask what is present */
