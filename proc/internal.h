@@ -221,6 +221,8 @@ void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 void *proc_arena_alloc(size_t bytes);
 /* The same where the program maps nothing: for what is allocated while it runs. */
 void *proc_arena_alloc_far(size_t bytes);
+/* A hint for mmap: away from the program's mappings. NULL: there is no such place. */
+void *proc_far(size_t bytes);
 void proc_arena_free(void *ptr, size_t bytes);
 /* The same for a few hundred bytes, from static memory where that is not taken. */
 void *proc_arena_alloc_small(size_t bytes);

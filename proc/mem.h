@@ -14,12 +14,11 @@
  *           flags: that pass leaves it alone.
  *
  * The lock (one, process-wide; innermost: nothing else is ever taken while it is
- * held, and nobody calls malloc, whose large blocks take it, too) is held by the engine
- * from the moment before a freeze until the frozen pages are mapped again, and by every
- * interposed call that creates, releases or changes mappings, around the system call
- * itself. So no range changes hands in the middle of a commit. A holder never touches
- * memory that could be frozen: while the engine holds it nothing else does, and the
- * others freeze nothing.
+ * held) is held by the engine from the moment before a freeze until the frozen
+ * pages are mapped again, and by every interposed call that creates, releases or
+ * changes mappings, around the system call itself. So no range changes hands in
+ * the middle of a commit. A holder never touches memory that could be frozen:
+ * while the engine holds it nothing else does, and the others freeze nothing.
  *
  * Program threads take it with all signals blocked (a handler that calls mmap
  * would deadlock otherwise). What fork needs: proc_mem_fork_begins().
@@ -155,8 +154,6 @@ void proc_mem_pass_ends(void);
 void proc_mem_set_before_pass(void (*fn)(void));
 
 uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
-/* A hint for mmap: away from the program's mappings (arena.c). NULL: there is no such place. */
-void *proc_far(size_t bytes);
 
 /*
  * samepage's own memory, never to be merged or frozen: arenas, stacks, staging.

@@ -18,10 +18,10 @@
  *   trimming  malloc_trim runs in `trimming` threads: not owned, no refresh
  *
  * Setting the trim threshold also freezes malloc's mmap threshold at 128 KiB, which
- * would otherwise grow with the program's habits. So it is put at MMAP_THRESHOLD_BYTES,
- * unless the user chose one: below it memory comes from the heap and stays there when
- * freed; from it on blocks are mapped and unmapped each time, by big.c, or by libc, unseen
- * and hence not owned, where that is off.
+ * would otherwise grow with the program's habits: blocks above it would be mapped
+ * and unmapped each time, slowly, inside libc, hence never owned. So it is put at
+ * MMAP_THRESHOLD_BYTES, unless the user chose one: below it memory comes from the
+ * heap and stays there when freed, above it libc gives it back as before.
  *
  * start    the kernel's start_brk, rounded up (the end of .bss may share a VMA with
  *          the heap and is none of ours)
@@ -198,7 +198,6 @@ SHIM_EXPORT int mallopt(int param, int value)
 {
 	const struct shim_real *real = shim_real();
 	struct proc_mem_guard guard;
-	int taken;
 
 	/* A negative threshold is a huge one: trimming stays off. */
 	if (shim_is_ready() && param == M_TRIM_THRESHOLD && value >= 0) {
@@ -206,10 +205,7 @@ SHIM_EXPORT int mallopt(int param, int value)
 		shim_heap_give_up();
 		proc_mem_unlock(&guard);
 	}
-	taken = real->mallopt ? real->mallopt(param, value) : 0;
-	if (taken == 1)
-		shim_big_tuned(param, value);
-	return taken;
+	return real->mallopt ? real->mallopt(param, value) : 0;
 }
 
 /* What the program said of parts of the heap, while the heap is not owned. */
@@ -365,13 +361,12 @@ static bool heap_is_whole(uint64_t start, uint64_t end)
 }
 
 #define MMAP_THRESHOLD_BYTES (512 << 10)
-#define DEFAULT_THRESHOLD_BYTES (128 << 10)
 
 static void raise_mmap_threshold(const struct shim_real *real)
 {
 	const char *tunables = getenv("GLIBC_TUNABLES");
 
-	if (!shim_big_threshold_chosen() && !getenv("MALLOC_MMAP_THRESHOLD_") &&
+	if (!getenv("MALLOC_MMAP_THRESHOLD_") &&
 	    !(tunables && strstr(tunables, "glibc.malloc.mmap_threshold")))
 		real->mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES);
 }
@@ -405,8 +400,4 @@ void shim_heap_start(void)
 		shim_heap_refresh();
 	}
 	proc_mem_unlock(&guard);
-	/* A user's trim threshold freezes the other one at what it was. */
-	if (glibc)
-		shim_big_start(user_tuned_trimming() ? DEFAULT_THRESHOLD_BYTES :
-						       MMAP_THRESHOLD_BYTES);
 }

@@ -58,11 +58,15 @@ static void populate(intptr_t at, size_t bytes, int prot, int flags)
 	sys->madvise((void *)at, bytes, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 }
 
-intptr_t shim_map_locked(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
+intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
 {
+	struct proc_mem_guard guard;
 	struct shim_range range;
 	intptr_t ret;
 
+	if (!shim_is_ready())
+		return sys->mmap(addr, bytes, prot, flags, fd, offset);
+	proc_mem_lock(&guard);
 	ret = sys->mmap(addr, bytes, prot, flags & ~MAP_POPULATE, fd, offset);
 	if (ret < 0 && ret >= -4095) {
 		if ((flags & MAP_FIXED) && shim_page_aligned(addr) &&
@@ -74,29 +78,21 @@ intptr_t shim_map_locked(void *addr, size_t bytes, int prot, int flags, int fd, 
 		else
 			shim_forget(&range);
 	}
-	return ret;
-}
-
-intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
-{
-	struct proc_mem_guard guard;
-	intptr_t ret;
-
-	if (!shim_is_ready())
-		return sys->mmap(addr, bytes, prot, flags, fd, offset);
-	proc_mem_lock(&guard);
-	ret = shim_map_locked(addr, bytes, prot, flags, fd, offset);
 	proc_mem_unlock(&guard);
 	if (flags & MAP_POPULATE)
 		populate(ret, bytes, prot, flags);
 	return ret;
 }
 
-int shim_unmap_locked(void *addr, size_t bytes)
+int shim_unmap(void *addr, size_t bytes)
 {
+	struct proc_mem_guard guard;
 	struct shim_range range;
 	int ret;
 
+	if (!shim_is_ready())
+		return sys->munmap(addr, bytes);
+	proc_mem_lock(&guard);
 	ret = sys->munmap(addr, bytes);
 	if (shim_range_of(addr, bytes, &range)) {
 		if (ret == 0)
@@ -104,18 +100,6 @@ int shim_unmap_locked(void *addr, size_t bytes)
 		else if (ret != -EINVAL)
 			proc_mem_disown(range.start, range.end);
 	}
-	return ret;
-}
-
-int shim_unmap(void *addr, size_t bytes)
-{
-	struct proc_mem_guard guard;
-	int ret;
-
-	if (!shim_is_ready())
-		return sys->munmap(addr, bytes);
-	proc_mem_lock(&guard);
-	ret = shim_unmap_locked(addr, bytes);
 	proc_mem_unlock(&guard);
 	return ret;
 }

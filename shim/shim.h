@@ -88,10 +88,6 @@ struct proc_engine *shim_engine(void);
 intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
 int shim_unmap(void *addr, size_t bytes);
 intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to);
-/* The same, lock held, and ready; without MAP_POPULATE. */
-intptr_t shim_map_locked(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
-int shim_unmap_locked(void *addr, size_t bytes);
-intptr_t shim_remap_locked(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to);
 intptr_t shim_shmat(int id, const void *addr, int flags);
 int shim_advise(void *addr, size_t bytes, int advice);
 ssize_t shim_process_advise(int pidfd, const struct iovec *iov, size_t count, int advice,
@@ -159,20 +155,6 @@ void shim_heap_start(void);   /* once, from the constructor, when ready */
 void shim_heap_refresh(void); /* before each pass; lock held */
 void shim_heap_punched(const struct shim_range *range); /* by something else than brk; lock held */
 void shim_heap_give_up(void); /* lock held */
-
-/* big.c: malloc's blocks from `threshold` bytes on become ours. */
-void shim_big_start(size_t threshold); /* once, from the constructor; malloc is glibc's */
-void shim_big_stop(void);              /* for good; any lock */
-void shim_big_tuned(int param, int value); /* mallopt() took it */
-bool shim_big_threshold_chosen(void);      /* by mallopt() */
-
-/* blocks.c: those that are there, by the address of their first page. */
-size_t shim_blocks_find(uintptr_t base); /* bytes, or 0; no lock */
-size_t shim_blocks_count(void);
-bool shim_blocks_room(void); /* for one more; lock held */
-void shim_blocks_add(uintptr_t base, size_t bytes); /* there is room; lock held */
-/* By its owner, while it is mapped; locked: the memory lock is held. */
-void shim_blocks_remove(uintptr_t base, bool locked);
 
 /* Functions of libc that are more than a system call; resolved by the constructor
  * or by the first that needs one (real.c). */

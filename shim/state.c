@@ -59,7 +59,6 @@ void shim_forget(const struct shim_range *range)
 void shim_stop_owning(void)
 {
 	owning_stopped = true;
-	shim_big_stop();
 	shim_heap_give_up();
 	proc_mem_disown(0, UINT64_MAX & ~(uint64_t)(sys_page_bytes() - 1));
 }
