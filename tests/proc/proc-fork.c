@@ -127,6 +127,12 @@ static void trees_while_merging(void **state)
 	pthread_t t;
 
 	(void)state;
+#ifdef __SANITIZE_ADDRESS__
+	/* Seen: a child whose engine waits for a lock of ASan's allocator, which a thread of its
+	 * parent held. glibc's malloc is made for a fork at that moment, gcc 12's ASan is not. */
+	pt_note("skipped: the sanitizer's allocator does not survive such forks");
+	skip();
+#endif
 	set_up();
 	churn = pt_map(PAGES);
 	pt_fill(churn, PAGES, 2);
