@@ -14,7 +14,7 @@
 #define COMMON 300u
 #define OWN 100u
 #define LATER 50u
-#define SOON 40u /* seconds; by their schedule alone, looks would come later than that */
+#define SOON 18u /* seconds; by their schedule alone, looks would come later than that */
 
 static bool merged(unsigned actor, uint64_t pages)
 {
@@ -128,16 +128,16 @@ static void soon(unsigned actors)
 	}
 }
 
-/* Times between looks: 4, 16, 64 s. */
+/* Times between looks: 2, 8, 32 s. */
 static void what_is_new_is_looked_at_out_of_turn(void **state)
 {
 	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
 	st_env("SAMEPAGE_SCAN_MOST=3600000");
-	st_env("SAMEPAGE_SCAN_FIRST=2000");
+	st_env("SAMEPAGE_SCAN_FIRST=1000");
 	start_two();
-	st_nap(23000);
+	st_nap(12500);
 	atomic_store(&st_board->in[0][0], 900);
 	atomic_store(&st_board->in[1][0], 900);
 	soon(2);
@@ -151,12 +151,12 @@ static void what_another_one_has_now(void **state)
 	needs_the_tracker();
 	st_open(NULL);
 	st_env("SAMEPAGE_SCAN_MOST=3600000");
-	st_env("SAMEPAGE_SCAN_FIRST=2000");
+	st_env("SAMEPAGE_SCAN_FIRST=1000");
 	start_two();
 	atomic_store(&st_board->in[0][0], 900);
 	st_wait_did(0, 2);
 	ST_UNTIL(st_report(0).scan.pages_unshared_now == OWN + LATER);
-	st_nap(23000);
+	st_nap(12500);
 	st_env("SAMEPAGE_SCAN_MOST=10000");
 	st_env("SAMEPAGE_SCAN_FIRST=100");
 	st_start("holder");
