@@ -486,6 +486,14 @@ static uint64_t least(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+/* What we have reported others may have as well, and be about to say so. */
+static uint64_t next_peek(const struct proc_scan *s, uint64_t now)
+{
+	bool soon = now - s->reported_usec < NEWS_SOON_USEC;
+
+	return now + (soon ? (uint64_t)s->set.first_msec * 1000 : PEEK_USEC);
+}
+
 /* When to come back, when all that is due has been looked at. */
 static void sleep_until_due(struct proc_engine *e, uint64_t now)
 {
@@ -498,7 +506,7 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 	if (s->wake_usec < now + (uint64_t)s->set.first_msec * 500)
 		s->wake_usec = now + (uint64_t)s->set.first_msec * 500;
 	s->due_usec = s->wake_usec;
-	s->wake_usec = least(s->due_usec, now + PEEK_USEC);
+	s->wake_usec = least(s->due_usec, next_peek(s, now));
 	s->cursor = 0;
 	scan_calm_round(s);
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
@@ -596,7 +604,7 @@ void proc_scan_slice(struct proc_engine *e)
 		return;
 	if (s->watch.generation == s->regions_generation && s->armed_uffd == e->uffd &&
 	    (now < s->due_usec ? !scan_calm_stirs(e, now) : scan_calm_rests(e, now))) {
-		s->wake_usec = least(s->due_usec, now + PEEK_USEC);
+		s->wake_usec = least(s->due_usec, next_peek(s, now));
 		return;
 	}
 	if (!core_pace_may(&s->pace, now)) {

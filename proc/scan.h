@@ -94,6 +94,7 @@ enum scan_want {
  * so it is the program's that count. Where it was not seen to make any and less than half of
  * those that we may have are there (CALM), or when only a look is to be made (IDLE), longer.
  */
+#define NEWS_SOON_USEC 2000000u /* after a report */
 #define SCAN_COUNT_USEC 200000u
 #define SCAN_COUNT_CALM_USEC 2000000u
 #define SCAN_COUNT_IDLE_USEC 60000000u
@@ -159,6 +160,7 @@ struct proc_scan {
 	uint64_t news_published, news_twins; /* up to which everything was asked */
 	uint64_t news_at_usec;
 	uint64_t news_rest_usec; /* not before, when nothing else is to be done */
+	uint64_t reported_usec;  /* when we last had something to report */
 	uint32_t news_idle;
 	uint32_t suspects; /* known pages that may have another of our own; more or less */
 	uint64_t pairs_at_usec; /* not looked for before */

@@ -165,7 +165,9 @@ static bool has_news(struct proc_engine *e, uint64_t now)
 	struct proc_scan *s = e->scan;
 	struct proc_glance g;
 
-	if (!s->calm.known || now < s->news_rest_usec || e->kernel)
+	uint64_t soon = now - s->reported_usec < NEWS_SOON_USEC ? s->news_at_usec : s->news_rest_usec;
+
+	if (!s->calm.known || now < soon || e->kernel)
 		return false;
 	return proc_link_glance(e->link, &g) == 0 &&
 	       (g.published != s->news_published || g.twins != s->news_twins || g.round != s->round);

@@ -71,6 +71,8 @@ void scan_reports_send(struct proc_engine *e)
 	if (e->tags_count && e->link->connected)
 		(void)e->link->ops->tags_standing(e->link, e->work->tags_out, e->tags_count,
 						   e->scan->round);
+	if (e->tags_count)
+		e->scan->reported_usec = sys_now_usec();
 	e->scan->n.pages_candidate += e->tags_count;
 	e->tags_count = 0;
 }
