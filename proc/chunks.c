@@ -167,6 +167,7 @@ static void unwatched(struct proc_scan *s, struct scan_chunk *k, uint32_t first,
 	}
 	/* What has become present meanwhile was never written since: only a whole look tells. */
 	k->looks = 0;
+	k->vain = 0;
 	k->idle = 0;
 	scan_due_now(s, k, clock.now_msec);
 }

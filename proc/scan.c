@@ -22,7 +22,7 @@
 #define MEMORY_USEC 5000000u
 #define DISCOVER_LATEST 7u
 #define IDLE_LATEST 10u
-#define VAIN_LATEST 7u
+#define VAIN_LATEST 5u
 #define VAIN_PAGES 32u /* so many are worth a look */
 /* Huge pages are hashed to find out whether they changed: much less often. */
 #define HUGE_LATER 3u
