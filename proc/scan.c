@@ -276,7 +276,7 @@ static void note_look(struct proc_scan *s, const struct scan_look *look)
 static void schedule(struct proc_scan *s, struct scan_chunk *k, uint32_t now, uint32_t wait,
 		     bool busy)
 {
-	uint32_t most = core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec);
+	uint32_t most = scan_most_msec(s);
 	uint64_t idle;
 
 	if (busy)
@@ -398,7 +398,7 @@ static void read_memory(struct proc_scan *s, uint64_t now)
 static void discover(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
-	uint64_t most = core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec), wait;
+	uint64_t most = scan_most_msec(s), wait;
 
 	if (now < s->discover_at_usec)
 		return;
@@ -486,12 +486,9 @@ static uint64_t least(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* What we have reported others may have as well, and be about to say so. */
 static uint64_t next_peek(const struct proc_scan *s, uint64_t now)
 {
-	bool soon = now - s->reported_usec < NEWS_SOON_USEC;
-
-	return now + (soon ? (uint64_t)s->set.first_msec * 1000 : PEEK_USEC);
+	return now + (scan_reported_lately(s, now) ? s->set.first_msec * 1000ull : PEEK_USEC);
 }
 
 /* When to come back, when all that is due has been looked at. */
@@ -512,23 +509,6 @@ static void sleep_until_due(struct proc_engine *e, uint64_t now)
 	s->round_due_msec = scan_now_msec(s, now) + s->set.most_msec;
 }
 
-/*
- * While one round follows the other, the ring and what maps the store are not given back and
- * made again each time (that was a tenth of the CPU time until all was merged); at rest, or
- * after a round without them, they are.
- */
-static void keep_working(struct proc_engine *e)
-{
-	struct proc_scan *s = e->scan;
-
-	if (!s->ring_used)
-		proc_segments_unmap(e);
-	if (s->ring_kept && !s->ring_used)
-		proc_pass_empty_ring(e);
-	s->ring_kept = s->ring_used;
-	s->ring_used = false;
-}
-
 void proc_scan_rests(struct proc_engine *e)
 {
 	struct proc_scan *s = e->scan;
@@ -541,6 +521,23 @@ void proc_scan_rests(struct proc_engine *e)
 	s->ring_kept = s->ring_used = false;
 	if (e->link->connected)
 		proc_pass_empty_ring(e);
+}
+
+/*
+ * While one round follows the other, the ring and what maps the store are not given back and
+ * made again each time (that was a tenth of the CPU time until all was merged); at rest, or
+ * after a round without them, they are.
+ */
+static void keep_working(struct proc_engine *e)
+{
+	struct proc_scan *s = e->scan;
+
+	if (!s->ring_used) {
+		proc_scan_rests(e);
+		return;
+	}
+	s->ring_kept = true;
+	s->ring_used = false;
 }
 
 static void work(struct proc_engine *e, uint64_t now)

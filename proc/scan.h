@@ -179,6 +179,18 @@ static inline uint32_t scan_now_msec(const struct proc_scan *s, uint64_t now_use
 	return (uint32_t)((now_usec - s->began_usec) / 1000);
 }
 
+/* The longest time between looks, as the machine's memory is now. */
+static inline uint32_t scan_most_msec(const struct proc_scan *s)
+{
+	return core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec);
+}
+
+/* What we have reported others may have as well, and be about to say so. */
+static inline bool scan_reported_lately(const struct proc_scan *s, uint64_t now_usec)
+{
+	return now_usec - s->reported_usec < NEWS_SOON_USEC;
+}
+
 static inline uint64_t scan_chunk_bytes(const struct proc_engine *e)
 {
 	return (uint64_t)PROC_CHUNK_PAGES << e->page_shift;
@@ -249,7 +261,8 @@ void scan_news(struct proc_engine *e);
 void scan_calm_reset(struct proc_scan *s);
 /* A slice begins: what it looks at is as new as this. */
 void scan_calm_slice(struct proc_engine *e, uint64_t now);
-void scan_calm_seen(struct proc_scan *s, struct scan_chunk *k, bool all_of_it);
+/* All of the chunk was asked for, also whether what is merged was written. */
+void scan_calm_seen(struct proc_scan *s, struct scan_chunk *k);
 bool scan_calm_chunk(const struct proc_scan *s, const struct scan_chunk *k);
 void scan_calm_round(struct proc_scan *s);
 /* A slice is over, and what it took is counted. */

@@ -34,11 +34,6 @@ void scan_calm_reset(struct proc_scan *s)
 	s->calm = (struct scan_calm){ .gen = 1, .pause_usec = PAUSE_LEAST_USEC };
 }
 
-static uint64_t most_usec(const struct proc_scan *s)
-{
-	return core_pace_most_msec(&s->memory, s->set.most_msec, s->set.first_msec) * 1000ull;
-}
-
 static void not_calm(struct scan_calm *c)
 {
 	c->gen++;
@@ -77,6 +72,7 @@ static void hurry(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
 	struct scan_calm *c = &s->calm;
+	uint32_t now_msec = scan_now_msec(s, now);
 
 	if (s->n.pages_merged != c->merged)
 		c->in_vain = 0;
@@ -87,7 +83,7 @@ static void hurry(struct proc_engine *e, uint64_t now)
 	c->hurrying = true;
 	for (uint32_t i = 0; i < s->chunks; i++)
 		if (s->chunk[i].idling && !s->chunk[i].huge)
-			s->chunk[i].due_msec = scan_now_msec(s, now);
+			scan_due_now(s, &s->chunk[i], now_msec);
 	s->discover_at_usec = 0;
 	s->due_usec = now; /* also if the ceiling on CPU time has none left now */
 }
@@ -116,14 +112,12 @@ void scan_calm_slice(struct proc_engine *e, uint64_t now)
 	if (now < c->trust_usec)
 		return;
 	not_calm(c);
-	c->trust_usec = now + LOOKS_BELIEVED * most_usec(s);
+	c->trust_usec = now + LOOKS_BELIEVED * scan_most_msec(s) * 1000ull;
 }
 
-/* Whether what is merged was written a look does not always ask (track.c). */
-void scan_calm_seen(struct proc_scan *s, struct scan_chunk *k, bool all_of_it)
+void scan_calm_seen(struct proc_scan *s, struct scan_chunk *k)
 {
-	if (all_of_it)
-		k->gen = s->calm.gen;
+	k->gen = s->calm.gen;
 }
 
 bool scan_calm_chunk(const struct proc_scan *s, const struct scan_chunk *k)
@@ -163,11 +157,10 @@ void scan_calm_spent(struct proc_scan *s, uint64_t now)
 static bool has_news(struct proc_engine *e, uint64_t now)
 {
 	struct proc_scan *s = e->scan;
+	uint64_t at = scan_reported_lately(s, now) ? s->news_at_usec : s->news_rest_usec;
 	struct proc_glance g;
 
-	uint64_t soon = now - s->reported_usec < NEWS_SOON_USEC ? s->news_at_usec : s->news_rest_usec;
-
-	if (!s->calm.known || now < soon || e->kernel)
+	if (!s->calm.known || now < at || e->kernel)
 		return false;
 	return proc_link_glance(e->link, &g) == 0 &&
 	       (g.published != s->news_published || g.twins != s->news_twins || g.round != s->round);
@@ -191,6 +184,6 @@ bool scan_calm_rests(struct proc_engine *e, uint64_t now)
 		return false;
 	s->n.full_scans++;
 	s->n.pages_skipped += (uint64_t)s->chunks * PROC_CHUNK_PAGES;
-	s->due_usec = now + most_usec(s);
+	s->due_usec = now + scan_most_msec(s) * 1000ull;
 	return true;
 }

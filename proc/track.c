@@ -274,11 +274,12 @@ bool scan_see(struct proc_engine *e, struct scan_look *look)
 			}
 		}
 		if (!present && !changed && !something_waits(e, k)) {
-			scan_calm_seen(s, look->chunk, !k->pages[CORE_PAGE_MERGED]);
+			if (!k->pages[CORE_PAGE_MERGED])
+				scan_calm_seen(s, look->chunk);
 			return false;
 		}
 	}
-	scan_calm_seen(s, look->chunk, true);
+	scan_calm_seen(s, look->chunk);
 	if (e->kernel)
 		scan_kernel_see(e, look);
 	return true;

@@ -193,7 +193,6 @@ int sys_real_faults(int who, uint64_t *faults)
 	/* Present before it is counted: a fault here would look like somebody else's. */
 	__asm__ volatile("" : : "r"(&use) : "memory");
 	r = sys_raw(__NR_getrusage, who, &use);
-
 	if (r == 0)
 		*faults = (uint64_t)use.ru_minflt + (uint64_t)use.ru_majflt;
 	return (int)r;
