@@ -113,34 +113,38 @@ static void by_checksum_everything_is(void **state)
 	finish(2, 0, COMMON);
 }
 
-static void soon(unsigned actors)
+static void soon(unsigned actor)
 {
-	for (unsigned i = 0; i < actors; i++) {
-		unsigned tries = 0;
+	unsigned tries = 0;
 
-		while (!merged(i, COMMON + LATER)) {
-			if (++tries > SOON * 10) {
-				st_show_all();
-				fail_msg("actor %u has not merged what is new", i);
-			}
-			st_nap(100);
+	while (!merged(actor, COMMON + LATER)) {
+		if (++tries > SOON * 10) {
+			st_show_all();
+			fail_msg("actor %u has not merged what is new", actor);
 		}
+		st_nap(100);
 	}
 }
 
 /* Times between looks: 2, 8, 32 s. */
-static void what_is_new_is_looked_at_out_of_turn(void **state)
+static void start_two_slow_ones(void)
 {
-	(void)state;
 	needs_the_tracker();
 	st_open(NULL);
 	st_env("SAMEPAGE_SCAN_MOST=3600000");
 	st_env("SAMEPAGE_SCAN_FIRST=1000");
 	start_two();
+}
+
+static void what_is_new_is_looked_at_out_of_turn(void **state)
+{
+	(void)state;
+	start_two_slow_ones();
 	st_nap(12500);
 	atomic_store(&st_board->in[0][0], 900);
 	atomic_store(&st_board->in[1][0], 900);
-	soon(2);
+	soon(0);
+	soon(1);
 	finish(2, COMMON + OWN, LATER);
 }
 
@@ -148,11 +152,7 @@ static void what_is_new_is_looked_at_out_of_turn(void **state)
 static void what_another_one_has_now(void **state)
 {
 	(void)state;
-	needs_the_tracker();
-	st_open(NULL);
-	st_env("SAMEPAGE_SCAN_MOST=3600000");
-	st_env("SAMEPAGE_SCAN_FIRST=1000");
-	start_two();
+	start_two_slow_ones();
 	atomic_store(&st_board->in[0][0], 900);
 	st_wait_did(0, 2);
 	ST_UNTIL(st_report(0).scan.pages_unshared_now == OWN + LATER);
@@ -162,9 +162,7 @@ static void what_another_one_has_now(void **state)
 	st_start("holder");
 	atomic_store(&st_board->in[2][0], 900);
 	st_wait_did(2, 2);
-	for (unsigned i = 0; i < SOON * 10 && !merged(0, COMMON + LATER); i++)
-		st_nap(100);
-	assert_true(merged(0, COMMON + LATER));
+	soon(0);
 	finish(3, COMMON + OWN, LATER);
 }
 
