@@ -19,7 +19,6 @@
 #include "sys/maps.h"
 
 #define ANALYZE_MAPS_BUF_BYTES 65536
-#define ANALYZE_STORE_NAME "/memfd:samepage-store" /* of the broker's segments, in maps */
 
 /* targets.c ------------------------------------------------------------------- */
 

@@ -41,7 +41,7 @@ static bool is_guest_ram(const struct sys_vma *vma, const struct analyze_process
 static enum core_census_kind kind_of(const struct sys_vma *vma, const struct analyze_process *p,
 				     const struct analyze_before *before)
 {
-	if (strncmp(vma->name, ANALYZE_STORE_NAME, sizeof(ANALYZE_STORE_NAME) - 1) == 0)
+	if (sys_name_is_store(vma->name))
 		return CORE_CENSUS_anonymous; /* it was, and what is private of it is again */
 	if (!vma->anonymous)
 		return vma->prot & PROT_EXEC ? CORE_CENSUS_patched_text : CORE_CENSUS_library_data;

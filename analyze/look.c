@@ -398,7 +398,7 @@ static int look_vma(const struct sys_vma *vma, void *arg)
 		return 0;
 	kind = analyze_kind(vma, l->p, &l->before);
 	/* also where the process has not read since: a merged page need not be in its tables */
-	if (strncmp(vma->name, ANALYZE_STORE_NAME, sizeof(ANALYZE_STORE_NAME) - 1) == 0 && !vma->shared)
+	if (sys_name_is_store(vma->name) && !vma->shared)
 		l->p->merged += in_store(vma, start) / l->page_bytes;
 	if (vma->flags & SYS_VMF(ht)) {
 		l->p->hugetlb += (vma->end - start) / l->page_bytes;

@@ -15,13 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli/cli.h"
 #include "sys/maps.h"
 #include "sys/sys.h"
 
-#define STORE_NAME "/memfd:samepage-store"
 #define REGIONS 256u
 
 struct event {
@@ -90,7 +88,7 @@ static int add_unwritten(struct census *c, const struct sys_vma *v)
 
 static int add_mapping(const struct sys_vma *v, void *arg)
 {
-	if (v->shared || strncmp(v->name, STORE_NAME, sizeof(STORE_NAME) - 1) != 0)
+	if (v->shared || !sys_name_is_store(v->name))
 		return 0;
 	return add_unwritten(arg, v);
 }

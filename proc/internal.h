@@ -44,7 +44,6 @@
 #define PROC_PAIRS_ROOM 32768u
 #define PROC_SEGMENTS_FEW 4u
 #define PROC_ABSENT 0xff /* plan[].reason of a page that is not present: not looked at */
-#define PROC_STORE_PREFIX "/memfd:samepage-store"
 
 /* How the engine reaches the store; the fields are filled in by connect(). */
 #define PROC_LINK_BYTES 400 /* of a broker's: room in the library's one page of data */
@@ -210,7 +209,7 @@ struct proc_engine {
 /* A run of ours: a private mapping of a segment, written pages or not. */
 static inline bool proc_vma_is_run(const struct sys_vma *vma)
 {
-	return !vma->anonymous && !vma->shared && proc_mem_is_store_name(vma->name);
+	return !vma->anonymous && !vma->shared && sys_name_is_store(vma->name);
 }
 
 /* mem.c: for range sets; where our own static data is */

@@ -291,11 +291,6 @@ void proc_mem_adopt(uint64_t start, uint64_t end, uint32_t attr)
 	(void)core_rangeset_add(&owned, page_down(start), page_up(end), attr);
 }
 
-bool proc_mem_is_store_name(const char *name)
-{
-	return strncmp(name, PROC_STORE_PREFIX, sizeof(PROC_STORE_PREFIX) - 1) == 0;
-}
-
 /* Set and clear attribute bits; where there is no memory for it, the old ones stay or
  * (forget) the range goes. */
 static void change_attr(struct core_rangeset *rs, uint64_t start, uint64_t end, uint32_t set,

@@ -137,8 +137,6 @@ size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max);
 
 /* Engine: before mappings are made. -ENOMEM: hull became "everything". */
 int proc_mem_note_merged(uint64_t start, uint64_t end, uint32_t odd);
-/* Is this name from /proc/PID/maps that of a segment of a store? */
-bool proc_mem_is_store_name(const char *name);
 /* Give a mapping the advice that its odd flags stand for. */
 void proc_mem_reapply_odd(uint64_t start, uint64_t end, uint32_t odd);
 /* Odd flags recorded for the address (0 if none). */

@@ -197,7 +197,7 @@ static int name_piece(const struct sys_vma *vma, void *data)
 		return 0;
 	n->gap |= start > n->cursor;
 	n->cursor = end;
-	if (!vma->shared && proc_mem_is_store_name(vma->name))
+	if (!vma->shared && sys_name_is_store(vma->name))
 		return 0;
 	return (int)sys_raw6(SYS_prctl, SHIM_PR_SET_VMA, SHIM_PR_SET_VMA_ANON_NAME, (long)start,
 			     (long)(end - start), n->arg[3], 0);

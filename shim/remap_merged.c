@@ -68,7 +68,7 @@ static int add_piece(const struct sys_vma *vma, void *arg)
 		piece.start = p->range.start;
 	if (piece.end > p->range.end)
 		piece.end = p->range.end;
-	if (vma->shared || (!vma->anonymous && !proc_mem_is_store_name(vma->name)))
+	if (vma->shared || (!vma->anonymous && !sys_name_is_store(vma->name)))
 		p->foreign = true;
 	if (p->count > 0 && piece.prot != p->first_prot)
 		p->several = true;

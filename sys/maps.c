@@ -327,6 +327,13 @@ out:
 	return result;
 }
 
+bool sys_name_is_store(const char *name)
+{
+	static const char store[] = "/memfd:samepage-store";
+
+	return strncmp(name, store, sizeof(store) - 1) == 0;
+}
+
 int sys_maps_each(int pid, char *buf, size_t buf_bytes, sys_vma_fn *fn, void *arg)
 {
 	return each(pid, "maps", SIZE_MAX, buf, buf_bytes, fn, arg);

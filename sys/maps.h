@@ -49,6 +49,9 @@ struct sys_vma {
 	char name[64];   /* path or [name], cut */
 };
 
+/* A segment of some broker's store (broker/segment.c), by the name of what is mapped. */
+bool sys_name_is_store(const char *name);
+
 /* Non-zero from the callback ends the walk and is returned. */
 typedef int sys_vma_fn(const struct sys_vma *vma, void *arg);
 
