@@ -105,6 +105,8 @@ check "one writes: what it shared is alone, though it is still mapped" wait_for 
 kill -USR1 "$g"
 check "both have written: it stays alone" wait_for alone "> $pages * 9 // 10"
 kill -KILL "$g" "$h"
+clients() { now; json "len(d['processes']) == $1"; }
+check "both are killed, and gone" wait_for clients 2
 try "$SAMEPAGE" status
 check "status, as text: what is alone" out_has '^pages_alone '
 check "status, as text: how many scan" out_has '^scanning: in 2 of 2 clients '
