@@ -106,6 +106,7 @@ void scan_calm_slice(struct proc_engine *e, uint64_t now)
 	struct proc_scan *s = e->scan;
 	struct scan_calm *c = &s->calm;
 
+	c->all = false; /* the slice may end before it came to what has news */
 	if (!s->wp)
 		return;
 	(void)ask(e, now);
