@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What the engine thread of a client stands on: a descriptor table of its own,
- * all signals blocked, futexes, clocks. If this failed, the thread would close the
+ * all signals blocked, futexes, clocks, a place behind others. If this failed, the thread would close the
  * program's descriptors, or open the wrong file by a right number.
  */
 #include <pthread.h>
+#include <sched.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
@@ -211,6 +213,59 @@ static void random_bytes_are_all_there(void **state)
 	}
 }
 
+struct way {
+	int policy, priority; /* to begin with */
+	int nice;
+	bool refused;
+	int policy_then, nice_then;
+};
+
+static void *gives_way(void *arg)
+{
+	struct way *w = arg;
+	struct sched_param param = { .sched_priority = w->priority };
+
+	w->refused = sched_setscheduler(0, w->policy, &param) != 0 ||
+		     setpriority(PRIO_PROCESS, 0, w->nice) != 0;
+	if (w->refused)
+		return NULL;
+	sys_give_way();
+	w->policy_then = sched_getscheduler(0) & ~SCHED_RESET_ON_FORK;
+	w->nice_then = getpriority(PRIO_PROCESS, 0);
+	return NULL;
+}
+
+static struct way way_of(int policy, int priority, int nice)
+{
+	struct way w = { .policy = policy, .priority = priority, .nice = nice };
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, gives_way, &w), 0);
+	pthread_join(thread, NULL);
+	return w;
+}
+
+static void giving_way_is_this_threads_alone(void **state)
+{
+	int policy = sched_getscheduler(0), nice = getpriority(PRIO_PROCESS, 0);
+	struct way w = way_of(SCHED_OTHER, 0, 3);
+
+	(void)state;
+	assert_int_equal(w.policy_then, SCHED_BATCH);
+	assert_int_equal(w.nice_then, 8);
+	assert_int_equal(way_of(SCHED_OTHER, 0, 17).nice_then, 19);
+	assert_int_equal(sched_getscheduler(0), policy);
+	assert_int_equal(getpriority(PRIO_PROCESS, 0), nice);
+	/* Who gives way already is not made more urgent. */
+	assert_int_equal(way_of(SCHED_IDLE, 0, 0).policy_then, SCHED_IDLE);
+	/* A program's urgency is not its engine's. */
+	w = way_of(SCHED_FIFO, 10, 0);
+	if (!w.refused) {
+		assert_int_equal(w.policy_then, SCHED_BATCH);
+		assert_int_equal(w.nice_then, 5);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -220,6 +275,7 @@ int main(void)
 		TEST(futexes_wait_and_wake),
 		TEST(futexes_reach_other_processes),
 		TEST(clocks_go_forward),
+		TEST(giving_way_is_this_threads_alone),
 		TEST(random_bytes_are_all_there),
 	};
 
