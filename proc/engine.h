@@ -128,6 +128,8 @@ int proc_link_broker_new(struct proc_link **out, const char *socket_path, const 
 void proc_fork_prepare(void);
 void proc_fork_parent(void);
 void proc_fork_child(void);
+/* In the child, before other handlers, if somebody can see to that: the memory lock only. */
+void proc_fork_child_first(void);
 /* Install them with pthread_atfork(3), once. */
 int proc_fork_install(void);
 /* Should the child start engine threads at once (the shim), or with the next call? */

@@ -22,6 +22,7 @@
 
 /* Initial-exec: reading it must not allocate. */
 static __thread bool prepared __attribute__((tls_model("initial-exec")));
+static __thread bool lock_in_order __attribute__((tls_model("initial-exec")));
 static bool revive_at_once;
 static pthread_once_t install_once = PTHREAD_ONCE_INIT;
 static int install_error;
@@ -43,11 +44,20 @@ void proc_fork_parent(void)
 	prepared = false;
 }
 
+void proc_fork_child_first(void)
+{
+	if (!prepared || lock_in_order)
+		return;
+	proc_mem_fork_child();
+	lock_in_order = true;
+}
+
 void proc_fork_child(void)
 {
 	if (!prepared)
 		return;
-	proc_mem_fork_child();
+	proc_fork_child_first();
+	lock_in_order = false;
 	for (struct proc_engine *e = proc_engines(); e; e = e->next) {
 		proc_engine_forked(e);
 		if (revive_at_once)

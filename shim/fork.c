@@ -3,7 +3,10 @@
  * Copies of the process: none may be made while pages are frozen, for the child
  * would get holes.
  *
- *   fork            pthread_atfork handlers (proc_fork_install)
+ *   fork            pthread_atfork handlers (proc_fork_install), and one more, in the child,
+ *                   before anybody's: the lock is whatever it was in the parent, and handlers
+ *                   that constructors registered before ours had run map memory. Not all
+ *                   of ours: a new thread takes malloc, whose handlers come in between
  *   _Fork, clone without CLONE_VM, and fork, clone, clone3 through syscall(2)
  *                   run no atfork handlers: the same three steps are taken here
  *   vfork, posix_spawn, system, popen, clone with CLONE_VM
@@ -25,6 +28,7 @@
  */
 #include "shim/shim.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <string.h>
@@ -39,6 +43,19 @@ static void child_without_engine(void)
 	proc_fork_revive_at_once(false);
 	proc_fork_child();
 	proc_fork_revive_at_once(true);
+}
+
+/* What every pthread_atfork comes to; ours, too. In no header of libc's. */
+int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void), void *dso);
+
+SHIM_EXPORT int __register_atfork(void (*prepare)(void), void (*parent)(void),
+				  void (*child)(void), void *dso)
+{
+	static atomic_bool first_is_there;
+
+	if (!atomic_exchange(&first_is_there, true))
+		(void)pthread_atfork(NULL, NULL, proc_fork_child_first);
+	return shim_real()->register_atfork(prepare, parent, child, dso);
 }
 
 SHIM_EXPORT pid_t _Fork(void)

@@ -29,6 +29,7 @@ const struct shim_real *shim_real(void)
 	LOOK_UP(mallopt, "mallopt");
 	LOOK_UP(malloc_trim, "malloc_trim");
 	LOOK_UP(fork_raw, "_Fork");
+	LOOK_UP(register_atfork, "__register_atfork");
 	LOOK_UP(clone, "clone");
 	LOOK_UP(syscall, "syscall");
 	LOOK_UP(open, "open");

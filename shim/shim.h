@@ -164,6 +164,8 @@ struct shim_real {
 	int (*mallopt)(int param, int value);
 	int (*malloc_trim)(size_t pad);
 	pid_t (*fork_raw)(void); /* _Fork */
+	int (*register_atfork)(void (*prepare)(void), void (*parent)(void), void (*child)(void),
+			       void *dso);
 	int (*clone)(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 	long (*syscall)(long n, ...);
 	int (*open)(const char *path, int flags, ...);

@@ -3,7 +3,7 @@
  * fork among locks that are not ours. If these failed, a program whose fork handlers
  * or allocator hold a lock under which other threads map memory (jemalloc does), or
  * whose signal handlers map memory while malloc is at work, would hang for ever in
- * fork with all signals blocked. And memory advice that waits for another thread of
+ * fork with all signals blocked; so would a child whose libraries map memory in their handlers. And memory advice that waits for another thread of
  * the program must not hold up that thread's mmap.
  *
  * Each case runs in a child, so that a hang is a failure and not the end.
@@ -12,6 +12,7 @@
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -35,16 +36,7 @@ static void give_theirs(void)
 	pthread_mutex_unlock(&theirs);
 }
 
-/* Before any constructor, as an allocator that is used early does. */
-static void early(int argc, char **argv, char **envp)
-{
-	(void)argc;
-	(void)argv;
-	(void)envp;
-	pthread_atfork(take_theirs, give_theirs, give_theirs);
-}
-__attribute__((section(".preinit_array"), used)) static void (*run_early)(int, char **,
-									  char **) = early;
+static atomic_bool children_map;
 
 static void map_and_unmap(void)
 {
@@ -53,6 +45,24 @@ static void map_and_unmap(void)
 	if (p != MAP_FAILED)
 		munmap(p, 4096);
 }
+
+static void in_the_child(void)
+{
+	if (children_map)
+		map_and_unmap();
+	give_theirs();
+}
+
+/* Before any constructor, as an allocator that is used early does. */
+static void early(int argc, char **argv, char **envp)
+{
+	(void)argc;
+	(void)argv;
+	(void)envp;
+	pthread_atfork(take_theirs, give_theirs, in_the_child);
+}
+__attribute__((section(".preinit_array"), used)) static void (*run_early)(int, char **,
+									  char **) = early;
 
 static void fork_many(void)
 {
@@ -64,6 +74,23 @@ static void fork_many(void)
 		if (pid > 0)
 			waitpid(pid, NULL, 0);
 	}
+}
+
+static void *map_all_the_time(void *arg)
+{
+	for (;;)
+		map_and_unmap();
+	return arg;
+}
+
+/* The parent's other thread may be in the middle of a mapping, and is not there. */
+static void children_map_case(void)
+{
+	pthread_t thread;
+
+	children_map = true;
+	pthread_create(&thread, NULL, map_all_the_time, NULL);
+	fork_many();
 }
 
 /* In a child, 30 seconds at most: did it end by itself, and well? */
@@ -111,6 +138,12 @@ static void test_other_fork_handlers(void **state)
 {
 	(void)state;
 	in_child(handlers_case);
+}
+
+static void test_childrens_handlers_map(void **state)
+{
+	(void)state;
+	in_child(children_map_case);
 }
 
 static void on_signal(int sig)
@@ -209,6 +242,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_other_fork_handlers),
+		cmocka_unit_test(test_childrens_handlers_map),
 		cmocka_unit_test(test_signals_in_malloc),
 		cmocka_unit_test(test_advice_that_waits),
 	};
