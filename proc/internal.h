@@ -214,7 +214,6 @@ static inline bool proc_vma_is_run(const struct sys_vma *vma)
 
 /* mem.c: for range sets; where our own static data is */
 void proc_mem_find_own_data(int maps_fd);
-void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 
 /* arena.c: memory of our own, excluded from merging */
 void *proc_arena_alloc(size_t bytes);

@@ -29,6 +29,8 @@ static bool hull_everything;
 static bool stale_everything;
 static _Atomic uint64_t sets_bytes; /* read without the lock */
 static void (*before_pass)(void);
+static bool (*vouch)(uint64_t start, uint64_t end);
+static void (*vouch_torn)(void);
 static struct proc_mem_watch *watch;
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
@@ -64,7 +66,7 @@ static uint64_t page_up(uint64_t addr)
  * page-rounded; never through an interposed call.
  */
 #define SMALL_BYTES (8 * sizeof(struct core_range))
-#define SMALL_COUNT 4u
+#define SMALL_COUNT 5u
 static struct core_range small_sets[SMALL_COUNT][SMALL_BYTES / sizeof(struct core_range)];
 static bool small_taken[SMALL_COUNT];
 
@@ -221,6 +223,8 @@ void proc_mem_fork_child(void)
 	hull_everything = stale_everything = true;
 	known_flags.start = known_flags.end = 0;
 	proc_origin_torn();
+	if (vouch_torn)
+		vouch_torn();
 }
 
 /*
@@ -396,6 +400,17 @@ void proc_mem_moved(uint64_t old_start, uint64_t old_bytes, uint64_t new_start, 
 bool proc_mem_is_owned(uint64_t start, uint64_t end)
 {
 	return core_rangeset_covers(&owned, start, end);
+}
+
+void proc_mem_set_vouch(bool (*fn)(uint64_t start, uint64_t end), void (*torn)(void))
+{
+	vouch = fn;
+	vouch_torn = torn;
+}
+
+bool proc_mem_is_owned_still(uint64_t start, uint64_t end)
+{
+	return proc_mem_is_owned(start, end) && (!vouch || vouch(start, end));
 }
 
 size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)

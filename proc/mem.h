@@ -14,7 +14,7 @@
  *           flags: that pass leaves it alone.
  *
  * The lock (one, process-wide; innermost: nothing else is ever taken while it is
- * held) is held by the engine from the moment before a freeze until the frozen
+ * held, and nobody calls malloc, whose big blocks take it, too) is held by the engine from the moment before a freeze until the frozen
  * pages are mapped again, and by every interposed call that creates, releases or
  * changes mappings, around the system call itself. So no range changes hands in
  * the middle of a commit. A holder never touches memory that could be frozen:
@@ -131,6 +131,8 @@ bool proc_mem_watch_touched(const struct proc_mem_watch *watch, uint64_t start, 
 
 bool proc_mem_maybe_merged(uint64_t start, uint64_t end);
 bool proc_mem_is_owned(uint64_t start, uint64_t end); /* all of it */
+/* The same, and asks who may know better (a system call): before something is done there. */
+bool proc_mem_is_owned_still(uint64_t start, uint64_t end);
 bool proc_mem_is_stale(uint64_t start, uint64_t end); /* any of it */
 /* Copy owned ranges (start ascending) from `from` on; how many, at most max. */
 size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max);
@@ -150,8 +152,15 @@ void proc_mem_pass_ends(void);
 /* Called with the lock held before each pass: the shim brings `owned` up to date
  * with what moves without a call that it sees (libc's own brk). */
 void proc_mem_set_before_pass(void (*fn)(void));
+/*
+ * Of what is owned (one range, all of it), is it there as ever? False: it is not owned any more.
+ * torn: in a child of fork, when all that was known is given up. Lock held.
+ */
+void proc_mem_set_vouch(bool (*fn)(uint64_t start, uint64_t end), void (*torn)(void));
 
 uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
+/* For sets that are changed with the lock held: core_realloc_fn. */
+void *proc_mem_sets_realloc(void *ptr, size_t old_bytes, size_t new_bytes);
 
 /*
  * samepage's own memory, never to be merged or frozen: arenas, stacks, staging.

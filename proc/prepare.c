@@ -212,7 +212,7 @@ bool proc_prepare_still_ours(struct freeze *f)
 		proc_prepare_skip_all(f, SAMEPAGE_REASON_NO_FREEZE);
 		return false;
 	}
-	if (f->c->owned && !proc_mem_is_owned(start, end)) {
+	if (f->c->owned && !proc_mem_is_owned_still(start, end)) {
 		proc_prepare_skip_all(f, SAMEPAGE_REASON_NOT_OWNED);
 		return false;
 	}

@@ -91,7 +91,7 @@ int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
 /* Lock held: what is owned, and so may be registered, stays so meanwhile. */
 static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	if (!proc_mem_is_owned(start, end))
+	if (!proc_mem_is_owned_still(start, end))
 		return -EPERM;
 	return sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
 }

@@ -18,10 +18,9 @@
  *   trimming  malloc_trim runs in `trimming` threads: not owned, no refresh
  *
  * Setting the trim threshold also freezes malloc's mmap threshold at 128 KiB, which
- * would otherwise grow with the program's habits: blocks above it would be mapped
- * and unmapped each time, slowly, inside libc, hence never owned. So it is put at
- * MMAP_THRESHOLD_BYTES, unless the user chose one: below it memory comes from the
- * heap and stays there when freed, above it libc gives it back as before.
+ * would otherwise grow with the program's habits. So it is put at MMAP_THRESHOLD_BYTES,
+ * unless the user chose one: below it memory comes from the heap and stays there when
+ * freed; from it on blocks are mapped and unmapped each time (big.c).
  *
  * start    the kernel's start_brk, rounded up (the end of .bss may share a VMA with
  *          the heap and is none of ours)
@@ -400,4 +399,6 @@ void shim_heap_start(void)
 		shim_heap_refresh();
 	}
 	proc_mem_unlock(&guard);
+	if (glibc)
+		shim_big_start();
 }

@@ -52,20 +52,22 @@ const struct shim_real *shim_real(void)
 }
 
 /*
- * Does malloc come from the same object as a function that only libc has? In a
+ * Does malloc, after ours (big.c), come from the object of a function that only libc has? In a
  * program that is not position independent, "the" address of malloc is its own
  * PLT entry, an undefined symbol with a value; then the next object's counts.
  */
 bool shim_malloc_is_glibc(void)
 {
 	void *malloc_addr = dlsym(RTLD_DEFAULT, "malloc"), *entry = NULL;
-	Dl_info of_malloc, of_libc;
+	Dl_info of_malloc, of_libc, of_us;
 	const ElfW(Sym) *symbol;
 
 	if (!malloc_addr || !dladdr1(malloc_addr, &of_malloc, &entry, RTLD_DL_SYMENT))
 		return false;
 	symbol = entry;
-	if (symbol && symbol->st_shndx == SHN_UNDEF) {
+	if (!dladdr(&real_table, &of_us))
+		return false;
+	if ((symbol && symbol->st_shndx == SHN_UNDEF) || of_malloc.dli_fbase == of_us.dli_fbase) {
 		malloc_addr = dlsym(RTLD_NEXT, "malloc");
 		if (!malloc_addr || !dladdr(malloc_addr, &of_malloc))
 			return false;

@@ -18,6 +18,9 @@ case $program in /*) ;; *) program=$PWD/$program ;; esac
 samepage=$build/samepage
 unset SAMEPAGE_DOMAIN SAMEPAGE_SCOPE SAMEPAGE_OFF SAMEPAGE_VERBOSE LD_PRELOAD
 unset "${!SAMEPAGE_SCAN@}"
+# meson sets it: pages full of one byte would be merged, and what is written then need not
+# be merged again.
+unset MALLOC_PERTURB_
 export SAMEPAGE_SCAN=off
 if [ "${KEEP_SCAN:-0}" = 1 ]; then
 	export KEEP_SCAN SAMEPAGE_SCAN=on SAMEPAGE_SCAN_FIRST=10 SAMEPAGE_SCAN_MOST=40 SAMEPAGE_SCAN_CPU=100

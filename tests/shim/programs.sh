@@ -5,9 +5,10 @@
 # no broker to be reached) as without. If this failed, the library would harm
 # programs merely by being there. TAP on stdout; what is not installed is skipped.
 #
-# usage: programs.sh PATH/libsamepage-preload.so
+# usage: programs.sh PATH/libsamepage-preload.so OWN_FREE_PROGRAM
 set -u
 library=${1:?path of libsamepage-preload.so}
+own_free=${2:?the program that has a free of its own}
 case $library in /*) ;; *) library=$PWD/$library ;; esac
 [ -r "$library" ] || { echo "1..0 # SKIP no $library"; exit 0; }
 work=$(mktemp -d) || exit 1
@@ -43,7 +44,7 @@ check() {
 	rm -rf "$work/plain" "$work/with"
 }
 
-echo "1..15"
+echo "1..16"
 check true true '/bin/true; echo $?'
 check false false '/bin/false; echo $?'
 check ls ls 'ls -lR /usr/share/doc 2>/dev/null | head -n 2000'
@@ -93,5 +94,6 @@ new Worker(\"require(\\\"worker_threads\\\").parentPort.postMessage(42)\", { eva
 "'
 check tar tar 'tar -C /usr/share -cf - doc/bash 2>/dev/null | tar -tvf - | cksum; tar -C /usr/include -czf - linux | tar -xzf - && ls -R linux | cksum'
 check 'sort --parallel' sort 'seq 1 300000 | awk "{ print \$1 * 7919 % 300007 }" | sort -n --parallel=4 -S 4M | cksum'
+check 'a free of its own' "$own_free" "$own_free"
 check 'awk and xargs' xargs 'seq 1 200 | xargs -P 4 -n 10 echo | sort | cksum'
 exit $failed
