@@ -23,10 +23,12 @@ class Plan:
             return
         self.arms = [(Set(4, 256), every, 1), (Set(4, 256), some, 2), *guests,
                      *([(Guests(image, 5, 256), some, 1)] if image else []),
-                     (Workers(8, False, False), some, 1), (Workers(8, False, True), some, 1),
+                     (Workers(8, False, False), some, 3), (Workers(8, False, True), some, 3),
                      (Workers(50, True, False), some, 1), (Workers(24, True, True), some, 1),
-                     (Node(4, False), some, 1), (Node(4, True), some, 1),
-                     (Redis(3, 60000), some, 1)]
+                     # What is equal in node's replicas is another amount each time: its
+                     # threads race for malloc.
+                     (Node(4, False), some, 5), (Node(4, True), some, 5),
+                     (Redis(3, 60000), some, 3)]
         self.idle = dict(rest=30, window=45, pairs=4, patience=60, apart=15)
         self.idle_set = (4, 256)
         self.busy = dict(repeat=10, seconds=2, rate=4000, keys=60000, set=(4, 64))
