@@ -34,6 +34,7 @@ struct reading {
 	struct proc_engine *e;
 	struct proc_scan *s;
 	uint32_t old; /* s->old: how many. 0: of another userfaultfd */
+	uint64_t reached; /* the end of the last mapping */
 	uint64_t busy_since_usec;
 	uint64_t paused_usec;
 };
@@ -213,10 +214,11 @@ static void take(struct reading *r, const struct sys_vma *v, uint64_t start, uin
 	}
 }
 
-static void take_owned(struct reading *r, const struct sys_vma *v)
+/* `from` on: what comes before is in the list already. */
+static void take_owned(struct reading *r, const struct sys_vma *v, uint64_t from)
 {
 	struct core_range *owned = r->e->work->owned;
-	uint64_t at = v->start;
+	uint64_t at = from;
 	size_t n;
 
 	do {
@@ -280,14 +282,22 @@ static void let_others(struct reading *r)
 	r->busy_since_usec = then;
 }
 
+/*
+ * The kernel lists mappings piece by piece, and one that has grown downwards between two pieces
+ * begins before the end of the last one. The regions are in order, and do not overlap.
+ */
 static int each(const struct sys_vma *v, void *arg)
 {
 	struct reading *r = arg;
 	bool run = proc_vma_is_run(v);
+	uint64_t from = v->start > r->reached ? v->start : r->reached;
 
 	let_others(r);
 	if (atomic_load(&r->e->state) == PROC_CLOSING)
 		return 1;
+	if (v->end <= from)
+		return 0;
+	r->reached = v->end;
 	if (run)
 		note_run(r->e, v->start, v->end, false);
 	if (v->shared || !(v->anonymous || run) ||
@@ -297,7 +307,7 @@ static int each(const struct sys_vma *v, void *arg)
 	if ((r->e->kernel ? proc_kernel_obstacle(v) : proc_pass_obstacle(v)) !=
 	    SAMEPAGE_REASON_COUNT)
 		return 0;
-	take_owned(r, v);
+	take_owned(r, v, from);
 	return 0;
 }
 

@@ -159,12 +159,16 @@ static bool moves_only(const struct shim_range *from, size_t new_bytes, int flag
 	       ((new_bytes + page - 1) & ~(page - 1)) == from->end - from->start;
 }
 
-intptr_t shim_remap_locked(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
+intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
 {
+	struct proc_mem_guard guard;
 	struct shim_range from, target;
 	bool known, cut = proc_scan_watches(shim_engine());
 	intptr_t ret;
 
+	if (!shim_is_ready())
+		return remap_unready(old, old_bytes, new_bytes, flags, to);
+	proc_mem_lock(&guard);
 	known = shim_range_of(old, old_bytes, &from);
 	/* A file's mapping grows into the file, a store's into the store. */
 	if (known && proc_origin_any(from.start, from.end) &&
@@ -188,18 +192,6 @@ intptr_t shim_remap_locked(void *old, size_t old_bytes, size_t new_bytes, int fl
 		else
 			shim_forget(&target);
 	}
-	return ret;
-}
-
-intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to)
-{
-	struct proc_mem_guard guard;
-	intptr_t ret;
-
-	if (!shim_is_ready())
-		return remap_unready(old, old_bytes, new_bytes, flags, to);
-	proc_mem_lock(&guard);
-	ret = shim_remap_locked(old, old_bytes, new_bytes, flags, to);
 	proc_mem_unlock(&guard);
 	return ret;
 }
