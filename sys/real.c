@@ -218,16 +218,22 @@ struct sched_attributes {
 void sys_give_way(void)
 {
 	struct sched_attributes a = { 0 };
+	long nice;
 
-	if (sys_raw(__NR_sched_getattr, 0, &a, sizeof(a), 0) < 0 || a.policy == SCHED_IDLE)
-		return;
-	a.size = sizeof(a);
-	a.policy = SCHED_BATCH;
-	a.nice = a.nice < 14 ? a.nice + 5 : 19;
-	a.priority = 0;
-	a.slice_nsec = GIVE_WAY_SLICE_NSEC;
-	a.deadline = a.period = 0;
-	(void)sys_raw(__NR_sched_setattr, 0, &a, 0);
+	if (sys_raw(__NR_sched_getattr, 0, &a, sizeof(a), 0) >= 0) {
+		if (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH)
+			return;
+		a.size = sizeof(a);
+		a.policy = SCHED_BATCH;
+		a.nice = a.nice < 14 ? a.nice + 5 : 19;
+		a.slice_nsec = GIVE_WAY_SLICE_NSEC;
+		a.deadline = a.period = 0;
+		if (sys_raw(__NR_sched_setattr, 0, &a, 0) >= 0)
+			return;
+	}
+	nice = 20 - sys_raw(__NR_getpriority, PRIO_PROCESS, 0); /* the raw call says 1 to 40 */
+	if (nice >= -20 && nice < 20)
+		sys_raw(__NR_setpriority, PRIO_PROCESS, 0, nice + 5);
 }
 
 static uint64_t clock_usec(clockid_t clock)

@@ -133,7 +133,8 @@ uint64_t sys_process_cpu_usec(void);
 /*
  * This thread gives way to others: a nice value of 5 above ours, as ksmd's is, and whoever wakes
  * up goes first at once. Since 6.12 that is for who has the shorter slice. Not SCHED_IDLE, for
- * others wait for the thread while it has pages frozen.
+ * others wait for the thread while it has pages frozen; and none who is of a real-time class, where
+ * those who wait are, too, and would wait for everybody.
  */
 void sys_give_way(void);
 /* 0, -EAGAIN (value differed), -ETIMEDOUT, -EINTR; timeout < 0: for ever */

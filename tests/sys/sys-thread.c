@@ -258,12 +258,9 @@ static void giving_way_is_this_threads_alone(void **state)
 	assert_int_equal(getpriority(PRIO_PROCESS, 0), nice);
 	/* Who gives way already is not made more urgent. */
 	assert_int_equal(way_of(SCHED_IDLE, 0, 0).policy_then, SCHED_IDLE);
-	/* A program's urgency is not its engine's. */
+	/* Urgent threads wait for it while pages are frozen. */
 	w = way_of(SCHED_FIFO, 10, 0);
-	if (!w.refused) {
-		assert_int_equal(w.policy_then, SCHED_BATCH);
-		assert_int_equal(w.nice_then, 5);
-	}
+	assert_true(w.refused || w.policy_then == SCHED_FIFO);
 }
 
 int main(void)
