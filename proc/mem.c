@@ -29,8 +29,7 @@ static bool hull_everything;
 static bool stale_everything;
 static _Atomic uint64_t sets_bytes; /* read without the lock */
 static void (*before_pass)(void);
-static bool (*vouch)(uint64_t start, uint64_t end);
-static void (*vouch_torn)(void);
+static const struct proc_mem_vouch *vouch;
 static struct proc_mem_watch *watch;
 
 /* Ours: arenas, stacks, staging. A handful per handle. */
@@ -223,8 +222,8 @@ void proc_mem_fork_child(void)
 	hull_everything = stale_everything = true;
 	known_flags.start = known_flags.end = 0;
 	proc_origin_torn();
-	if (vouch_torn)
-		vouch_torn();
+	if (vouch)
+		vouch->torn();
 }
 
 /*
@@ -402,15 +401,19 @@ bool proc_mem_is_owned(uint64_t start, uint64_t end)
 	return core_rangeset_covers(&owned, start, end);
 }
 
-void proc_mem_set_vouch(bool (*fn)(uint64_t start, uint64_t end), void (*torn)(void))
+void proc_mem_set_vouch(const struct proc_mem_vouch *v)
 {
-	vouch = fn;
-	vouch_torn = torn;
+	vouch = v;
 }
 
 bool proc_mem_is_owned_still(uint64_t start, uint64_t end)
 {
-	return proc_mem_is_owned(start, end) && (!vouch || vouch(start, end));
+	return proc_mem_is_owned(start, end) && (!vouch || vouch->there(start, end));
+}
+
+uint64_t proc_mem_lead(uint64_t start)
+{
+	return vouch ? vouch->lead(start) : 0;
 }
 
 size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)

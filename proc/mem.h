@@ -13,12 +13,12 @@
  *   stale   protection or advice changed since the pass under way read the VMA
  *           flags: that pass leaves it alone.
  *
- * The lock (one, process-wide; innermost: nothing else is ever taken while it is
- * held, and nobody calls malloc, whose big blocks take it, too) is held by the engine from the moment before a freeze until the frozen
- * pages are mapped again, and by every interposed call that creates, releases or
- * changes mappings, around the system call itself. So no range changes hands in
- * the middle of a commit. A holder never touches memory that could be frozen:
- * while the engine holds it nothing else does, and the others freeze nothing.
+ * The lock (one, process-wide; innermost: nothing else is ever taken while it is held, and
+ * malloc is not called, whose big blocks take it) is held by the engine from the moment
+ * before a freeze until the frozen pages are mapped again, and by every interposed call that
+ * creates, releases or changes mappings, around the system call itself. So no range
+ * changes hands in the middle of a commit. A holder never touches memory that could be
+ * frozen: while the engine holds it nothing else does, and the others freeze nothing.
  *
  * Program threads take it with all signals blocked (a handler that calls mmap
  * would deadlock otherwise). What fork needs: proc_mem_fork_begins().
@@ -152,11 +152,16 @@ void proc_mem_pass_ends(void);
 /* Called with the lock held before each pass: the shim brings `owned` up to date
  * with what moves without a call that it sees (libc's own brk). */
 void proc_mem_set_before_pass(void (*fn)(void));
-/*
- * Of what is owned (one range, all of it), is it there as ever? False: it is not owned any more.
- * torn: in a child of fork, when all that was known is given up. Lock held.
- */
-void proc_mem_set_vouch(bool (*fn)(uint64_t start, uint64_t end), void (*torn)(void));
+/* Who knows more of what is owned; lock held. */
+struct proc_mem_vouch {
+	/* One range, all of it owned: is it there as ever? False: it is not owned any more. */
+	bool (*there)(uint64_t start, uint64_t end);
+	/* Bytes before start, not owned, that are one mapping with it for the program. */
+	uint64_t (*lead)(uint64_t start);
+	void (*torn)(void); /* in a child of fork: all that was known is given up */
+};
+void proc_mem_set_vouch(const struct proc_mem_vouch *v);
+uint64_t proc_mem_lead(uint64_t start);
 
 uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
 /* For sets that are changed with the lock held: core_realloc_fn. */

@@ -88,11 +88,20 @@ int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
 	return got < 0 ? got : got == 0 ? -ENOENT : 0;
 }
 
-/* Lock held: what is owned, and so may be registered, stays so meanwhile. */
+/*
+ * Lock held: what is owned, and so may be registered, stays so meanwhile. With the page before
+ * it, if it is part of the same mapping: registered in part it would be two, which libc could
+ * not resize, and ten thousand blocks side by side would be twice as many.
+ */
 static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 {
+	uint64_t lead = proc_mem_lead(start);
+
 	if (!proc_mem_is_owned_still(start, end))
 		return -EPERM;
+	if (lead && sys->uffd_register(e->uffd, (void *)(start - lead), end - start + lead,
+				       UFFDIO_REGISTER_MODE_WP) == 0)
+		return 0;
 	return sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
 }
 
@@ -186,7 +195,7 @@ void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
 	if (e->uffd < 0)
 		return;
 	proc_mem_lock_engine();
-	each_anonymous(e, start, end, disarm_mapping);
+	each_anonymous(e, start - proc_mem_lead(start), end, disarm_mapping);
 	proc_mem_unlock_engine();
 }
 

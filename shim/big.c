@@ -4,17 +4,17 @@
  *
  * glibc's malloc maps blocks from its mmap threshold on by themselves, inside libc, where
  * no interposition sees them come and go. So malloc, calloc, realloc and free go through
- * here: libc makes and frees the blocks as ever, and we note when.
+ * here: libc makes, moves and frees the blocks as ever, and we note when.
  *
  *   a block     a mapping of whole pages that begins with the chunk's header. The pages
  *               after the first are owned from the moment malloc returns it to the moment it is
- *               given to free, or to a realloc that does not succeed here. The first page is
- *               never owned, so never merged: a block that is merged is several mappings,
- *               libc's own mremap refuses those, and then libc copies
- *   realloc     of a block, to whatever size, is our mremap (no copy, merged or not), and the
- *               header says the new size, as libc's would. libc has its turn if that fails
+ *               given to free or realloc; what realloc returns is owned again, with the
+ *               program's advice. The first page is never owned, so never merged: a block that is
+ *               merged is several mappings, libc's mremap refuses those, and libc copies. Watched
+ *               it is (register_owned), for a block that is only watched has to be one mapping
  *   off         nothing is noted: malloc is not glibc's; before our constructor; nothing is
- *               owned any more; the program does not come to us for all four (tried out once)
+ *               owned any more; the program does not come to us for all four (tried out once); it
+ *               has a userfaultfd that tells of mappings that go (shim_big_stop)
  *
  * A block that was noted and is given to libc's own free or realloc past us (a symbol from
  * libc's handle, a library loaded with RTLD_DEEPBIND) would be owned on and on. So
@@ -23,8 +23,8 @@
  * instant, as with system calls that a program makes by an instruction of its own.
  *
  * Locks: the memory lock, for the set of blocks and what belongs to it. Never held around a
- * call of libc's malloc. Under it the header of a live block may be written: nothing is
- * frozen then. No allocation here, and errno stays.
+ * call of libc's malloc, and the program's memory is not touched under it. No allocation
+ * here, and errno stays.
  *
  * A small request costs a comparison and a jump, and so does free().
  */
@@ -103,6 +103,8 @@ static void first_free(void *p)
 static atomic_size_t from = SIZE_MAX;
 /* Bits of an address that say where in its page it is; all, as long as there is no block. */
 static atomic_uintptr_t in_page = UINTPTR_MAX;
+/* Have blocks been noted, and not been given up since? */
+static atomic_bool any;
 /* Of each block the pages after the first, so no two are neighbours. Lock held. */
 static struct core_rangeset blocks = { .realloc = proc_mem_sets_realloc };
 
@@ -140,19 +142,35 @@ static void stop_noting(void)
 	atomic_store(&from, SIZE_MAX);
 }
 
+/* A whole mapping of libc's that begins with p's header? */
+static bool is_block(const void *p, struct shim_range *r)
+{
+	if (!p || !looks_mapped(p))
+		return false;
+	*r = owned_part(p);
+	return r->end > r->start && (r->end & (sys_page_bytes() - 1)) == 0;
+}
+
+/* Lock held. */
+static bool add(const struct shim_range *r)
+{
+	proc_mem_disown(r->start - sys_page_bytes(), r->start);
+	if (atomic_load(&from) == SIZE_MAX || core_rangeset_add(&blocks, r->start, r->end, 0) < 0)
+		return false;
+	atomic_store(&any, true);
+	return true;
+}
+
 /* Just made by libc. */
 static void *note(void *p)
 {
 	struct proc_mem_guard guard;
 	struct shim_range r;
 
-	if (!p || !looks_mapped(p) || !shim_is_ready())
-		return p;
-	r = owned_part(p);
-	if (r.end <= r.start || (r.end & (sys_page_bytes() - 1)) != 0)
+	if (!is_block(p, &r) || !shim_is_ready())
 		return p;
 	proc_mem_lock(&guard);
-	if (atomic_load(&from) != SIZE_MAX && core_rangeset_add(&blocks, r.start, r.end, 0) == 0)
+	if (add(&r))
 		shim_fresh(&r);
 	else
 		shim_forget(&r);
@@ -166,13 +184,24 @@ static void strike(const struct shim_range *r)
 	core_rangeset_remove_or_forget(&blocks, r->start, r->end);
 }
 
+/* Store mappings went inside libc: who asks what is still mapped has to look. */
+static void went_unseen(void)
+{
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	proc_mem_unmapped();
+	proc_mem_unlock(&guard);
+}
+
 static void free_big(void *p)
 {
 	struct shim_range r = owned_part(p);
 	struct proc_mem_guard guard;
 	bool merged = false;
 
-	if (shim_is_ready()) {
+	/* Without blocks no lock: see shim_big_stop(). */
+	if (atomic_load(&any) && shim_is_ready()) {
 		proc_mem_lock(&guard);
 		if (is_noted(&r)) {
 			merged = proc_mem_maybe_merged(r.start, r.end);
@@ -182,65 +211,99 @@ static void free_big(void *p)
 		proc_mem_unlock(&guard);
 	}
 	next.free(p);
-	if (!merged)
-		return;
-	proc_mem_lock(&guard);
-	proc_mem_unmapped();
-	proc_mem_unlock(&guard);
+	if (merged)
+		went_unseen();
 }
 
-/* The length of the mapping that libc would make for a block of so many bytes. */
-static size_t mapping_bytes(size_t bytes)
-{
-	size_t mask = sys_page_bytes() - 1;
-	size_t chunk = (bytes + sizeof(size_t) + CHUNK_BYTES - 1) & ~(CHUNK_BYTES - 1);
+/* What is known of a block while it is libc's. */
+struct aside {
+	struct shim_range r;
+	bool noted;
+	bool owned; /* all of it */
+	bool merged;
+	uint32_t attr; /* of the last page; a refusal of any is one of all */
+};
 
-	return (chunk + sizeof(size_t) + mask) & ~mask;
+/* Lock held. */
+static void read_attr(struct aside *a)
+{
+	uint64_t at = a->r.start;
+	struct core_range o;
+
+	a->owned = proc_mem_is_owned(a->r.start, a->r.end);
+	while (at < a->r.end && proc_mem_owned_copy(at, &o, 1) == 1 && o.start < a->r.end) {
+		a->attr = o.attr | (a->attr & PROC_OWN_REFUSED);
+		at = o.end;
+	}
+	if (a->attr & PROC_OWN_REFUSED)
+		a->attr &= ~(uint32_t)PROC_OWN_ADVISED;
 }
 
-/* Lock held; r: what was owned of it. NULL: not possible, and all is as it was. */
-static void *move_block(void *p, struct shim_range r, size_t want)
+static struct aside set_aside(void *p)
 {
-	size_t page = sys_page_bytes();
-	uint64_t old = r.start - page, had = r.end - old;
-	intptr_t to = shim_remap_locked((void *)old, had, want, MREMAP_MAYMOVE, NULL);
-	struct shim_range tail;
-
-	if (to < 0 && to >= -4095)
-		return NULL;
-	strike(&r);
-	tail = (struct shim_range){ (uint64_t)to + had, (uint64_t)to + want };
-	if (tail.end > tail.start)
-		shim_fresh(&tail);
-	r = (struct shim_range){ (uint64_t)to + page, (uint64_t)to + want };
-	if (core_rangeset_add(&blocks, r.start, r.end, 0) < 0)
-		proc_mem_disown(r.start, r.end);
-	p = (void *)((uintptr_t)to + CHUNK_BYTES);
-	chunk_of(p)->size = want | CHUNK_MAPPED;
-	return p;
-}
-
-/* NULL: it is libc's turn. */
-static void *resize(void *p, size_t bytes)
-{
-	struct shim_range r = owned_part(p);
+	struct aside a = { .r = owned_part(p) };
 	struct proc_mem_guard guard;
-	void *to = NULL;
-	size_t want;
 
-	if (bytes > PTRDIFF_MAX || !shim_is_ready())
-		return NULL;
-	want = mapping_bytes(bytes);
 	proc_mem_lock(&guard);
-	if (is_noted(&r)) {
-		if (want > sys_page_bytes())
-			to = want == r.end - r.start + sys_page_bytes() ? p : move_block(p, r, want);
-		if (!to) {
-			strike(&r);
-			proc_mem_disown(r.start, r.end);
-		}
+	a.noted = is_noted(&a.r);
+	if (a.noted) {
+		read_attr(&a);
+		a.merged = proc_mem_maybe_merged(a.r.start, a.r.end);
+		strike(&a.r);
+		/* The hull stays: it may be where it is. */
+		proc_mem_disown(a.r.start, a.r.end);
+		proc_mem_touched(a.r.start, a.r.end);
 	}
 	proc_mem_unlock(&guard);
+	return a;
+}
+
+/* p: where it is now, NULL: it stayed. */
+static void take_back(const struct aside *a, void *p)
+{
+	struct proc_mem_guard guard;
+	struct shim_range r = a->r;
+
+	if (!shim_is_ready() || (p && !is_block(p, &r)))
+		return;
+	proc_mem_lock(&guard);
+	if (r.start != a->r.start)
+		shim_forget(&r);
+	else if (r.end > a->r.end)
+		shim_forget(&(struct shim_range){ a->r.end, r.end });
+	/* What the program did to a part of it is not for the whole. */
+	if (add(&r) && a->owned && shim_owning())
+		proc_mem_adopt(r.start, r.end, a->attr);
+	proc_mem_unlock(&guard);
+}
+
+static inline bool small(size_t bytes)
+{
+	return __builtin_expect(bytes < atomic_load_explicit(&from, memory_order_relaxed), 1);
+}
+
+static void *grown(void *p, size_t bytes)
+{
+	void *to = next.realloc(p, bytes);
+
+	return small(bytes) ? to : note(to);
+}
+
+static void *resize(void *p, size_t bytes)
+{
+	struct aside a;
+	void *to;
+
+	if (!atomic_load(&any) || !shim_is_ready())
+		return grown(p, bytes);
+	a = set_aside(p);
+	if (!a.noted)
+		return grown(p, bytes);
+	to = next.realloc(p, bytes);
+	if (to || bytes != 0)
+		take_back(&a, to);
+	if (a.merged)
+		went_unseen();
 	return to;
 }
 
@@ -268,18 +331,23 @@ static bool still_there(uint64_t start, uint64_t end)
 	return false;
 }
 
+/* The page with the header, if a block begins there. Lock held. */
+static uint64_t lead(uint64_t start)
+{
+	const struct core_range *b = core_rangeset_find(&blocks, start);
+
+	return b && b->start == start ? sys_page_bytes() : 0;
+}
+
 /* In a child, whose parent may have been in the middle of a change: nothing is owned any more. */
 static void forget_all(void)
 {
 	core_rangeset_init(&blocks, proc_mem_sets_realloc);
 }
 
-/* --- exported ------------------------------------------------------------- */
+static const struct proc_mem_vouch vouch = { still_there, lead, forget_all };
 
-static inline bool small(size_t bytes)
-{
-	return __builtin_expect(bytes < atomic_load_explicit(&from, memory_order_relaxed), 1);
-}
+/* --- exported ------------------------------------------------------------- */
 
 SHIM_EXPORT void *malloc(size_t bytes)
 {
@@ -297,12 +365,7 @@ SHIM_EXPORT void *calloc(size_t n, size_t each)
 
 SHIM_EXPORT void *realloc(void *p, size_t bytes)
 {
-	void *to = looks_mapped(p) ? resize(p, bytes) : NULL;
-
-	if (to)
-		return to;
-	to = next.realloc(p, bytes);
-	return small(bytes) ? to : note(to);
+	return looks_mapped(p) ? resize(p, bytes) : grown(p, bytes);
 }
 
 SHIM_EXPORT void free(void *p)
@@ -315,18 +378,16 @@ SHIM_EXPORT void free(void *p)
 
 /* --- start ---------------------------------------------------------------- */
 
-/* Is p a block, noted, and of the length that it should have? */
-static bool as_it_should_be(const void *p, size_t bytes, struct shim_range *r)
+static bool noted_now(const void *p, struct shim_range *r)
 {
 	struct proc_mem_guard guard;
 	bool yes;
 
 	*r = (struct shim_range){ 0 };
-	if (!p || !looks_mapped(p))
+	if (!is_block(p, r))
 		return false;
-	*r = owned_part(p);
 	proc_mem_lock(&guard);
-	yes = is_noted(r) && r->end - r->start + sys_page_bytes() == mapping_bytes(bytes);
+	yes = is_noted(r);
 	proc_mem_unlock(&guard);
 	return yes;
 }
@@ -348,8 +409,9 @@ static bool is_struck(const struct shim_range *r)
 }
 
 /*
- * Does who calls malloc, calloc, realloc, free come to us, and is what libc makes as we think?
- * By address, which the compiler must not see through, as a call of the program's would be bound.
+ * Does who calls malloc, calloc, realloc, free come to us? By address, which the compiler must
+ * not see through, as a call of the program's would be bound. A request that libc does not map
+ * says nothing, and is not repeated with calloc, which would write all of it.
  */
 static bool calls_arrive(size_t bytes)
 {
@@ -357,19 +419,24 @@ static bool calls_arrive(size_t bytes)
 	void *(*volatile do_calloc)(size_t, size_t) = calloc;
 	void *(*volatile do_realloc)(void *, size_t) = realloc;
 	void (*volatile do_free)(void *) = free;
-	size_t more = bytes + sys_page_bytes();
 	struct shim_range first, second, third;
 	void *p = do_malloc(bytes), *larger;
-	bool yes = as_it_should_be(p, bytes, &first);
+	bool yes;
 
-	larger = do_realloc(p, more);
-	yes = as_it_should_be(larger, more, &second) && yes;
+	if (!noted_now(p, &first)) {
+		do_free(p);
+		return false;
+	}
+	larger = do_realloc(p, bytes + sys_page_bytes());
+	yes = noted_now(larger, &second);
 	if (second.start != first.start)
 		yes = is_struck(&first) && yes;
 	do_free(larger ? larger : p);
 	yes = is_struck(&second) && yes;
+	if (!yes)
+		return false;
 	p = do_calloc(1, bytes);
-	yes = as_it_should_be(p, bytes, &third) && yes;
+	yes = noted_now(p, &third);
 	do_free(p);
 	return is_struck(&third) && yes;
 }
@@ -380,11 +447,25 @@ void shim_big_start(void)
 	bool arrive = false;
 
 	find_next();
-	proc_mem_set_vouch(still_there, forget_all);
+	proc_mem_set_vouch(&vouch);
 	atomic_store(&in_page, sys_page_bytes() - 1);
 	atomic_store(&from, LEAST_BYTES);
 	for (unsigned i = 0; i < 2 && !arrive; i++)
 		arrive = calls_arrive(tries[i]);
 	if (!arrive)
 		stop_noting();
+}
+
+void shim_big_stop(void)
+{
+	struct proc_mem_guard guard;
+
+	proc_mem_lock(&guard);
+	stop_noting();
+	for (size_t i = 0; i < blocks.count; i++)
+		proc_mem_disown(blocks.ranges[i].start, blocks.ranges[i].end);
+	core_rangeset_free(&blocks);
+	core_rangeset_init(&blocks, proc_mem_sets_realloc);
+	atomic_store(&any, false);
+	proc_mem_unlock(&guard);
 }

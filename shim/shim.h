@@ -88,8 +88,6 @@ struct proc_engine *shim_engine(void);
 intptr_t shim_map(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
 int shim_unmap(void *addr, size_t bytes);
 intptr_t shim_remap(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to);
-/* The same, lock held, and ready. */
-intptr_t shim_remap_locked(void *old, size_t old_bytes, size_t new_bytes, int flags, void *to);
 intptr_t shim_shmat(int id, const void *addr, int flags);
 int shim_advise(void *addr, size_t bytes, int advice);
 ssize_t shim_process_advise(int pidfd, const struct iovec *iov, size_t count, int advice,
@@ -158,7 +156,9 @@ void shim_heap_refresh(void); /* before each pass; lock held */
 void shim_heap_punched(const struct shim_range *range); /* by something else than brk; lock held */
 void shim_heap_give_up(void); /* lock held */
 
-void shim_big_start(void); /* big.c; once, from the constructor, when ready; malloc is glibc's */
+/* big.c */
+void shim_big_start(void); /* once, from the constructor, when ready; malloc is glibc's */
+void shim_big_stop(void);  /* from now on malloc and free take no lock; nor was one held */
 
 /* Functions of libc that are more than a system call; resolved by the constructor
  * or by the first that needs one (real.c). */

@@ -306,7 +306,7 @@ static void past_us(void **state)
 	in_child(moved_past_us);
 }
 
-#define MANY 6000
+#define MANY 2000
 
 static int many_blocks(void)
 {
@@ -343,6 +343,70 @@ static void many(void **state)
 {
 	(void)state;
 	in_child(many_blocks);
+}
+
+/* Attributes of what is owned in a block, but for those of the page with the header. */
+static uint32_t attr_of(const char *p)
+{
+	struct proc_mem_guard guard;
+	struct core_range r = { .attr = 99 };
+	char *start = base_of(p) + page;
+
+	proc_mem_lock(&guard);
+	if (proc_mem_owned_copy((uintptr_t)start, &r, 1) == 0 || r.start != (uintptr_t)start)
+		r.attr = 99;
+	proc_mem_unlock(&guard);
+	return r.attr;
+}
+
+static void advice_goes_along(void **state)
+{
+	char *p = do_malloc(BIG), *in = base_of(p) + 4 * page;
+
+	(void)state;
+	assert_int_equal(madvise(base_of(p), BIG, MADV_MERGEABLE), 0);
+	p = do_realloc(p, 5 * BIG);
+	assert_true(is_noted(p, 5 * BIG));
+	do_free(p);
+	p = do_malloc(BIG);
+	in = base_of(p) + 4 * page;
+	assert_int_equal(madvise(in, 2 * page, MADV_UNMERGEABLE), 0);
+	p = do_realloc(p, 5 * BIG);
+	assert_true(is_noted(p, 5 * BIG));
+	assert_int_equal(attr_of(p), PROC_OWN_REFUSED);
+	do_free(p);
+	/* What is not all owned, is not afterwards. */
+	p = do_malloc(BIG);
+	in = base_of(p) + 4 * page;
+	assert_ptr_equal(mmap(in, page, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0), in);
+	*in = 4;
+	p = do_realloc(p, 5 * BIG);
+	assert_int_equal(*(base_of(p) + 4 * page), 4);
+	assert_true(none_owned(p, 5 * BIG));
+	do_free(p);
+}
+
+static int told_of_mappings(void)
+{
+	char *p = do_malloc(BIG), *q;
+
+	shim_big_stop();
+	q = do_malloc(BIG);
+	if (!none_owned(p, BIG) || !none_owned(q, BIG))
+		return 1;
+	p = do_realloc(p, 3 * BIG);
+	if (!none_owned(p, 3 * BIG))
+		return 2;
+	do_free(p);
+	do_free(q);
+	return owned_is_real() ? 0 : 3;
+}
+
+static void stopped(void **state)
+{
+	(void)state;
+	in_child(told_of_mappings);
 }
 
 static int nothing_owned_any_more(void)
@@ -475,6 +539,8 @@ int main(void)
 		cmocka_unit_test(of_libcs_functions),
 		cmocka_unit_test(aligned),
 		cmocka_unit_test(past_us),
+		cmocka_unit_test(advice_goes_along),
+		cmocka_unit_test(stopped),
 		cmocka_unit_test(many),
 		cmocka_unit_test(when_it_is_over),
 		cmocka_unit_test(copies_of_the_process),

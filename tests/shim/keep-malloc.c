@@ -6,6 +6,7 @@
  */
 #include <malloc.h>
 #include <pthread.h>
+#include <time.h>
 
 #include "keep.h"
 
@@ -166,6 +167,23 @@ static void two_processes(void)
 	free(block);
 }
 
+static struct timespec in_seconds(unsigned seconds)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += seconds;
+	return t;
+}
+
+static int over(const struct timespec *end)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec > end->tv_sec || (t.tv_sec == end->tv_sec && t.tv_nsec >= end->tv_nsec);
+}
+
 #define THREADS 4
 #define ROUNDS 300
 
@@ -223,6 +241,44 @@ static void threads(void)
 	free(block);
 }
 
+/* Mappings come and go all the time, many side by side, while they are looked for. */
+static void *come_and_go(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+	char *block[64] = { NULL };
+
+	for (struct timespec end = in_seconds(3); !over(&end);) {
+		size_t bytes;
+		unsigned i;
+
+		seed = seed * 1664525 + 1013904223;
+		i = (seed >> 8) % 64;
+		bytes = 540000 + (seed >> 12) % 1500000;
+		if (block[i] && block[i][60000] != (char)i)
+			_exit(89);
+		free(block[i]);
+		block[i] = checked(malloc(bytes));
+		block[i][60000] = block[i][bytes / 2] = (char)i;
+	}
+	for (unsigned i = 0; i < 64; i++)
+		free(block[i]);
+	return NULL;
+}
+
+static void churn(void)
+{
+	char *block = merged_block();
+	pthread_t thread[3];
+
+	for (uintptr_t i = 0; i < 3; i++)
+		if (pthread_create(&thread[i], NULL, come_and_go, (void *)(i + 1)) != 0)
+			_exit(90);
+	for (int i = 0; i < 3; i++)
+		pthread_join(thread[i], NULL);
+	show_block("untouched", block);
+	free(block);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct keep_case cases[] = {
@@ -232,6 +288,7 @@ int main(int argc, char **argv)
 		{ "forked", forked },
 		{ "two_processes", two_processes },
 		{ "threads", threads },
+		{ "churn", churn },
 	};
 
 	return keep_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
