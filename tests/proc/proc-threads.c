@@ -11,7 +11,7 @@
 
 #define THREADS 6u
 #define PAGES 96u
-#define ROUNDS (PT_SANITIZED ? 25u : 80u)
+#define ROUNDS (PT_SANITIZED ? 15u : 80u)
 
 struct worker {
 	pthread_t thread;
