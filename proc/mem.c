@@ -416,6 +416,11 @@ uint64_t proc_mem_lead(uint64_t start)
 	return vouch ? vouch->lead(start) : 0;
 }
 
+uint64_t proc_mem_whole(uint64_t start)
+{
+	return vouch->whole(start);
+}
+
 size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)
 {
 	size_t n = 0;

@@ -158,10 +158,12 @@ struct proc_mem_vouch {
 	bool (*there)(uint64_t start, uint64_t end);
 	/* Bytes before start, not owned, that are one mapping with it for the program. */
 	uint64_t (*lead)(uint64_t start);
+	uint64_t (*whole)(uint64_t start); /* where that mapping ends; if there is a lead */
 	void (*torn)(void); /* in a child of fork: all that was known is given up */
 };
 void proc_mem_set_vouch(const struct proc_mem_vouch *v);
 uint64_t proc_mem_lead(uint64_t start);
+uint64_t proc_mem_whole(uint64_t start);
 
 uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
 /* For sets that are changed with the lock held: core_realloc_fn. */

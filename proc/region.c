@@ -71,13 +71,16 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	for (uint32_t i = 0; i < s->regions; i++) {
 		struct scan_region g = s->region[i];
+		uint64_t from = g.start - g.lead_bytes, until = g.end < end ? g.end : end;
 
-		if (g.start < end && start < g.end) {
-			scan_disarm(e, g.start > start ? g.start : start, g.end < end ? g.end : end);
+		if (from < end && start < g.end) {
+			scan_disarm(e, g.start < start ? start : from, until);
 			if (g.start < start)
 				g.end = start;
-			else
-				g.start = g.end < end ? g.end : end;
+			else if (g.start < until)
+				g.start = until;
+			if (g.start >= start)
+				g.lead_bytes = 0;
 		}
 		if (g.start < g.end)
 			s->region[kept++] = g;
@@ -152,8 +155,19 @@ static bool add_alike(struct proc_scan *s, uint64_t start, uint64_t end, int pro
 	}
 	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
 		return false;
-	s->region[s->regions++] = (struct scan_region){ start, end, prot, odd };
+	s->region[s->regions++] = (struct scan_region){ start, end, prot, odd, 0 };
 	return true;
+}
+
+static void note_lead(struct reading *r, uint64_t start)
+{
+	struct scan_region *last = &r->s->region[r->s->regions - 1];
+
+	if (last->start != start)
+		return;
+	proc_mem_lock_engine();
+	last->lead_bytes = (uint32_t)proc_mem_lead(start);
+	proc_mem_unlock_engine();
 }
 
 /*
@@ -164,8 +178,12 @@ static bool add(struct reading *r, const struct sys_vma *v, uint64_t start, uint
 {
 	bool added = true;
 
-	if (!proc_vma_is_run(v))
-		return add_alike(r->s, start, end, v->prot, proc_pass_odd_flags(v->flags));
+	if (!proc_vma_is_run(v)) {
+		added = add_alike(r->s, start, end, v->prot, proc_pass_odd_flags(v->flags));
+		if (added)
+			note_lead(r, start);
+		return added;
+	}
 	while (added && start < end) {
 		uint64_t until;
 		uint32_t odd;
@@ -408,8 +426,12 @@ static void disarm_left(struct proc_engine *e, uint32_t n)
 	struct proc_scan *s = e->scan;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t at = s->old[i].start, end = s->old[i].end;
+		uint64_t at = s->old[i].start, end = s->old[i].end, lead = s->old[i].lead_bytes;
+		uint32_t same = scan_region_after(s, at);
 
+		if (lead && (same == s->regions || s->region[same].start != at ||
+			     !s->region[same].lead_bytes))
+			scan_disarm(e, at - lead, at);
 		while (at < end) {
 			uint32_t r = scan_region_after(s, at);
 			uint64_t next = r < s->regions ? s->region[r].start : end;

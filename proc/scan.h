@@ -40,6 +40,7 @@ struct scan_region {
 	uint64_t start, end;
 	int prot;
 	uint32_t odd;
+	uint32_t lead_bytes; /* before start, registered with it (proc_mem_lead) */
 };
 
 struct scan_chunk {

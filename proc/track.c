@@ -88,10 +88,16 @@ int scan_vma_at(struct proc_engine *e, uint64_t addr, struct sys_vma *v)
 	return got < 0 ? got : got == 0 ? -ENOENT : 0;
 }
 
+static int register_wp(struct proc_engine *e, uint64_t start, uint64_t end)
+{
+	return sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
+}
+
 /*
- * Lock held: what is owned, and so may be registered, stays so meanwhile. With the page before
- * it, if it is part of the same mapping: registered in part it would be two, which libc could
- * not resize, and ten thousand blocks side by side would be twice as many.
+ * Lock held: what is owned, and so may be registered, stays so meanwhile. All of a block of malloc's,
+ * where that is one mapping: registered in part it would be two, which libc could not
+ * resize, and ten thousand blocks side by side would be twice as many. By now it may be
+ * longer than the caller knows.
  */
 static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 {
@@ -99,10 +105,10 @@ static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	if (!proc_mem_is_owned_still(start, end))
 		return -EPERM;
-	if (lead && sys->uffd_register(e->uffd, (void *)(start - lead), end - start + lead,
-				       UFFDIO_REGISTER_MODE_WP) == 0)
+	if (lead && (register_wp(e, start - lead, proc_mem_whole(start)) == 0 ||
+		     register_wp(e, start - lead, end) == 0))
 		return 0;
-	return sys->uffd_register(e->uffd, (void *)start, end - start, UFFDIO_REGISTER_MODE_WP);
+	return register_wp(e, start, end);
 }
 
 int scan_register(struct proc_engine *e, uint64_t start, uint64_t end)
@@ -195,7 +201,7 @@ void scan_disarm(struct proc_engine *e, uint64_t start, uint64_t end)
 	if (e->uffd < 0)
 		return;
 	proc_mem_lock_engine();
-	each_anonymous(e, start - proc_mem_lead(start), end, disarm_mapping);
+	each_anonymous(e, start, end, disarm_mapping);
 	proc_mem_unlock_engine();
 }
 

@@ -14,7 +14,7 @@
  *               it is (register_owned), for a block that is only watched has to be one mapping
  *   off         nothing is noted: malloc is not glibc's; before our constructor; nothing is
  *               owned any more; the program does not come to us for all four (tried out once); it
- *               has a userfaultfd that tells of mappings that go (shim_big_stop)
+ *               has a userfaultfd (shim_big_stop)
  *
  * A block that was noted and is given to libc's own free or realloc past us (a symbol from
  * libc's handle, a library loaded with RTLD_DEEPBIND) would be owned on and on. So
@@ -272,7 +272,9 @@ static void take_back(const struct aside *a, void *p)
 	else if (r.end > a->r.end)
 		shim_forget(&(struct shim_range){ a->r.end, r.end });
 	/* What the program did to a part of it is not for the whole. */
-	if (add(&r) && a->owned && shim_owning())
+	if (!add(&r))
+		stop_noting(); /* or it would be noted as new the next time, and may be merged */
+	else if (a->owned && shim_owning())
 		proc_mem_adopt(r.start, r.end, a->attr);
 	proc_mem_unlock(&guard);
 }
@@ -286,7 +288,8 @@ static void *grown(void *p, size_t bytes)
 {
 	void *to = next.realloc(p, bytes);
 
-	return small(bytes) ? to : note(to);
+	/* Where it was it is nothing new. */
+	return small(bytes) || to == p ? to : note(to);
 }
 
 static void *resize(void *p, size_t bytes)
@@ -339,13 +342,18 @@ static uint64_t lead(uint64_t start)
 	return b && b->start == start ? sys_page_bytes() : 0;
 }
 
+static uint64_t whole(uint64_t start)
+{
+	return core_rangeset_find(&blocks, start)->end;
+}
+
 /* In a child, whose parent may have been in the middle of a change: nothing is owned any more. */
 static void forget_all(void)
 {
 	core_rangeset_init(&blocks, proc_mem_sets_realloc);
 }
 
-static const struct proc_mem_vouch vouch = { still_there, lead, forget_all };
+static const struct proc_mem_vouch vouch = { still_there, lead, whole, forget_all };
 
 /* --- exported ------------------------------------------------------------- */
 

@@ -16,9 +16,11 @@
  *
  * One that is told of forks (UFFD_FEATURE_EVENT_FORK) would be told of ours, which wait,
  * under the memory lock, until the program has read that. So there are none from the first
- * such registration on. One that is told of mappings that go or move lets who makes them go
- * wait until it has read that, with the lock, if it is a call that we see: the thread that
- * reads must be able to use malloc and free, so those do without the lock from then on.
+ * such registration on.
+ *
+ * Whoever touches registered memory, or unmaps it, may have to wait for the program's thread
+ * that serves it, and calls that we see (mlockall, mremap) wait with the lock. That thread must be
+ * able to use malloc and free, so those do without the lock from the first userfaultfd on.
  */
 #include "shim/shim.h"
 
@@ -100,13 +102,10 @@ static void note_features(const void *arg)
 	struct uffdio_api api;
 	struct iovec to = { &api, sizeof(api) }, from = { (void *)(uintptr_t)arg, sizeof(api) };
 
-	if (sys->read_self(&to, 1, &from, 1) != (ssize_t)sizeof(api))
-		return;
-	if (api.features & UFFD_FEATURE_EVENT_FORK)
+	shim_big_stop();
+	if (sys->read_self(&to, 1, &from, 1) == (ssize_t)sizeof(api) &&
+	    (api.features & UFFD_FEATURE_EVENT_FORK))
 		atomic_store(&tells_of_forks, true);
-	if (api.features & (UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
-			    UFFD_FEATURE_EVENT_UNMAP))
-		shim_big_stop();
 }
 
 /* With the lock: a fork of ours that has begun is over. */

@@ -39,6 +39,7 @@ ended() {
 	for pid in "${jobs[@]}"; do
 		kill -- "-$pid" 2>/dev/null
 	done
+	wait
 	rm -rf "$tmp"
 }
 trap ended EXIT
@@ -61,7 +62,9 @@ within() {
 	left=$(left)
 	shift
 	[ "$left" -gt 0 ] || return 124
-	timeout -k 20 "$((seconds < left ? seconds : left))" "$@" </dev/null
+	# In the background it stays in the group that is ended with us.
+	timeout ${in_background:+--foreground} -k 20 "$((seconds < left ? seconds : left))" "$@" \
+		</dev/null
 }
 
 # build DIR OPTION... : set up or set up again, and compile
@@ -92,7 +95,7 @@ ahead() {
 	set -m
 	# shellcheck disable=SC2030,SC2031 # these are the subshell's
 	(
-		tmp=$tmp/$name jobs=() failed=0
+		tmp=$tmp/$name jobs=() failed=0 in_background=1
 		trap - EXIT INT TERM
 		chrt -i -p 0 "$BASHPID" && "$@"
 	) >/dev/null 2>&1 </dev/null &
@@ -101,11 +104,15 @@ ahead() {
 	eval "ahead_$name=$!"
 }
 
-# arrived NAME SECONDS : when that is done, or no more than so much time is left
+# arrived NAME SECONDS : when that is done, or no more than so much time is left. Now it is waited
+# for, so it is idle no more.
 arrived() {
-	local pid=ahead_$1
+	local pid=ahead_$1 each
 	pid=${!pid:-}
 	while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && [ "$(left)" -gt "$2" ]; do
+		for each in $(pgrep -g "$pid"); do
+			chrt -o -p 0 "$each" 2>/dev/null
+		done
 		sleep 1
 	done
 }

@@ -4,8 +4,13 @@
  * they must have the bytes that were written to them, through realloc, free, fork and
  * threads, and memory that comes after them must be as malloc's and calloc's is. See keep.h.
  */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include "keep.h"
@@ -167,6 +172,34 @@ static void two_processes(void)
 	free(block);
 }
 
+static void register_pages(int fd, const char *what, char *start, size_t bytes)
+{
+	struct uffdio_register reg = { .range = { (uintptr_t)start, bytes },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING };
+
+	printf("%s: %d\n", what, ioctl(fd, UFFDIO_REGISTER, &reg) < 0 ? errno : 0);
+	ioctl(fd, UFFDIO_UNREGISTER, &reg.range);
+}
+
+/* The program's own registrations, also of the page with libc's header. */
+static void registered(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	char *block = merged_block(), *other = merged_block();
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0)
+		_exit(88);
+	register_pages(fd, "header", DATA(block) - page, page);
+	register_pages(fd, "block", DATA(block) - page, 2 * PAGES * page);
+	register_pages(fd, "other", DATA(other) - page, 4 * PAGES * page);
+	show_block("registered", block);
+	show_block("registered", other);
+	free(block);
+	free(other);
+	close(fd);
+}
+
 static struct timespec in_seconds(unsigned seconds)
 {
 	struct timespec t;
@@ -287,6 +320,7 @@ int main(int argc, char **argv)
 		{ "grows", grows },
 		{ "forked", forked },
 		{ "two_processes", two_processes },
+		{ "registered", registered },
 		{ "threads", threads },
 		{ "churn", churn },
 	};
