@@ -21,8 +21,7 @@ static const int calls[] = {
 	SYS_sendmsg, SYS_recvmsg, SYS_tgkill, SYS_ppoll, SYS_sched_yield, SYS_madvise, SYS_mremap,
 	SYS_pread64, SYS_pwrite64, SYS_ioctl, SYS_clock_gettime, SYS_unshare, SYS_rt_sigprocmask,
 	SYS_msync, SYS_fstatfs, SYS_shmctl, SYS_faccessat, SYS_prlimit64, SYS_rt_tgsigqueueinfo,
-	SYS_getrusage, SYS_getpriority, SYS_setpriority, SYS_sched_getattr,
-	SYS_sched_setattr, SYS_personality, /* -1: asks */
+	SYS_getrusage, SYS_getpriority, SYS_setpriority, SYS_personality, /* -1: asks */
 };
 
 bool cli_filter_kills(void)

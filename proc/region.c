@@ -71,7 +71,7 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	for (uint32_t i = 0; i < s->regions; i++) {
 		struct scan_region g = s->region[i];
-		uint64_t from = g.start - g.lead_bytes, until = g.end < end ? g.end : end;
+		uint64_t from = g.start - g.lead_pages * e->page_bytes, until = g.end < end ? g.end : end;
 
 		if (from < end && start < g.end) {
 			scan_disarm(e, g.start < start ? start : from, until);
@@ -80,7 +80,7 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 			else if (g.start < until)
 				g.start = until;
 			if (g.start >= start)
-				g.lead_bytes = 0;
+				g.lead_pages = 0;
 		}
 		if (g.start < g.end)
 			s->region[kept++] = g;
@@ -155,7 +155,7 @@ static bool add_alike(struct proc_scan *s, uint64_t start, uint64_t end, int pro
 	}
 	if (!scan_room((void **)&s->region, s->regions, &s->regions_room, sizeof(*s->region)))
 		return false;
-	s->region[s->regions++] = (struct scan_region){ start, end, prot, odd, 0 };
+	s->region[s->regions++] = (struct scan_region){ start, end, (uint16_t)prot, 0, odd };
 	return true;
 }
 
@@ -166,7 +166,7 @@ static void note_lead(struct reading *r, uint64_t start)
 	if (last->start != start)
 		return;
 	proc_mem_lock_engine();
-	last->lead_bytes = (uint32_t)proc_mem_lead(start);
+	last->lead_pages = (uint16_t)(proc_mem_lead(start) >> r->e->page_shift);
 	proc_mem_unlock_engine();
 }
 
@@ -426,11 +426,11 @@ static void disarm_left(struct proc_engine *e, uint32_t n)
 	struct proc_scan *s = e->scan;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t at = s->old[i].start, end = s->old[i].end, lead = s->old[i].lead_bytes;
+		uint64_t at = s->old[i].start, end = s->old[i].end, lead = s->old[i].lead_pages * e->page_bytes;
 		uint32_t same = scan_region_after(s, at);
 
 		if (lead && (same == s->regions || s->region[same].start != at ||
-			     !s->region[same].lead_bytes))
+			     !s->region[same].lead_pages))
 			scan_disarm(e, at - lead, at);
 		while (at < end) {
 			uint32_t r = scan_region_after(s, at);

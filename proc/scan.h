@@ -38,9 +38,9 @@
 /* Memory of one protection and one advice. Store mappings in it belong to it. */
 struct scan_region {
 	uint64_t start, end;
-	int prot;
+	uint16_t prot;
+	uint16_t lead_pages; /* before start, registered with it (proc_mem_lead) */
 	uint32_t odd;
-	uint32_t lead_bytes; /* before start, registered with it (proc_mem_lead) */
 };
 
 struct scan_chunk {

@@ -204,7 +204,7 @@ static const long starting[] = {
 	SYS_get_mempolicy, SYS_getrandom, SYS_set_robust_list, SYS_rseq, SYS_clone3, SYS_mlock,
 	SYS_prlimit64, SYS_pwrite64, SYS_write, SYS_rt_sigaction, SYS_set_tid_address,
 	SYS_faccessat, SYS_personality, SYS_rt_tgsigqueueinfo, SYS_getrusage,
-	SYS_getpriority, SYS_setpriority, SYS_sched_getattr, SYS_sched_setattr,
+	SYS_getpriority, SYS_setpriority,
 };
 /* What finding pinned pages takes (proc/retreat.c), besides a clone without flags. */
 static const long pin_test[] = { SYS_kill, SYS_wait4, SYS_prctl, SYS_getppid, SYS_exit_group };

@@ -27,9 +27,6 @@
 #include "sys/raw.h"
 #include "sys/real.h"
 
-/* Longer than anybody's who has not asked for it (0.7 to 4 ms), and than a freeze. */
-#define GIVE_WAY_SLICE_NSEC 20000000u
-
 /* The kernel's sigset_t, as against libc's 128 bytes. */
 #define KERNEL_SIGSET_BYTES 8
 
@@ -206,32 +203,10 @@ pid_t sys_gettid(void)
 	return (pid_t)sys_raw(__NR_gettid);
 }
 
-/* Its first version. libc's is younger than many a libc, and the kernel's header collides with it. */
-struct sched_attributes {
-	uint32_t size, policy;
-	uint64_t flags;
-	int32_t nice;
-	uint32_t priority;
-	uint64_t slice_nsec, deadline, period;
-};
-
 void sys_give_way(void)
 {
-	struct sched_attributes a = { 0 };
-	long nice;
+	long nice = 20 - sys_raw(__NR_getpriority, PRIO_PROCESS, 0); /* the raw call says 1 to 40 */
 
-	if (sys_raw(__NR_sched_getattr, 0, &a, sizeof(a), 0) >= 0) {
-		if (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH)
-			return;
-		a.size = sizeof(a);
-		a.policy = SCHED_BATCH;
-		a.nice = a.nice < 14 ? a.nice + 5 : 19;
-		a.slice_nsec = GIVE_WAY_SLICE_NSEC;
-		a.deadline = a.period = 0;
-		if (sys_raw(__NR_sched_setattr, 0, &a, 0) >= 0)
-			return;
-	}
-	nice = 20 - sys_raw(__NR_getpriority, PRIO_PROCESS, 0); /* the raw call says 1 to 40 */
 	if (nice >= -20 && nice < 20)
 		sys_raw(__NR_setpriority, PRIO_PROCESS, 0, nice + 5);
 }

@@ -130,12 +130,7 @@ pid_t sys_gettid(void);
 uint64_t sys_now_usec(void);        /* CLOCK_MONOTONIC */
 uint64_t sys_thread_cpu_usec(void); /* CLOCK_THREAD_CPUTIME_ID */
 uint64_t sys_process_cpu_usec(void);
-/*
- * This thread gives way to others: a nice value of 5 above ours, as ksmd's is, and whoever wakes
- * up goes first at once. Since 6.12 that is for who has the shorter slice. Not SCHED_IDLE, for
- * others wait for the thread while it has pages frozen; and none who is of a real-time class, where
- * those who wait are, too, and would wait for everybody.
- */
+/* This thread gives way to others as ksmd does, whose nice value is 5: so much above ours. */
 void sys_give_way(void);
 /* 0, -EAGAIN (value differed), -ETIMEDOUT, -EINTR; timeout < 0: for ever */
 int sys_futex_wait(_Atomic uint32_t *word, uint32_t expected, int timeout_msec);

@@ -18,9 +18,6 @@
 # and so does a program that crashes after its last "ok". The status is not 0
 # when something failed or nothing ran.
 #
-# The plain tests wait more than they compute. What is to be built for the other parts is
-# built beside them, in the scheduler's idle class (ahead): nobody waits for it then.
-#
 # Nothing here hangs for long: meson ends a test that runs out of its own time, each
 # part has its time, and all of it MINUTES_MAX; what had no time left has failed.
 # No test holds a descriptor of this script's, so one that leaves a child behind
@@ -33,16 +30,7 @@ cd "$(dirname "$0")/.." || exit 1
 MINUTES_MAX=29
 passed=0 failed=0 skipped=0
 tmp=$(mktemp -d) || exit 1
-jobs=()
-ended() {
-	local pid
-	for pid in "${jobs[@]}"; do
-		kill -- "-$pid" 2>/dev/null
-	done
-	wait
-	rm -rf "$tmp"
-}
-trap ended EXIT
+trap 'rm -rf "$tmp"' EXIT
 trap 'exit 130' INT TERM
 
 # One failed step that is no test of meson's.
@@ -62,9 +50,7 @@ within() {
 	left=$(left)
 	shift
 	[ "$left" -gt 0 ] || return 124
-	# In the background it stays in the group that is ended with us.
-	timeout ${in_background:+--foreground} -k 20 "$((seconds < left ? seconds : left))" "$@" \
-		</dev/null
+	timeout -k 20 "$((seconds < left ? seconds : left))" "$@" </dev/null
 }
 
 # build DIR OPTION... : set up or set up again, and compile
@@ -84,37 +70,6 @@ build() {
 		broken "meson compile -C $dir"
 		return 1
 	fi
-}
-
-# ahead NAME COMMAND... : in the background, a process group of its own; what it says is lost,
-# for whoever needs it builds it again and finds it done
-ahead() {
-	local name=$1
-	shift
-	mkdir -p "$tmp/$name"
-	set -m
-	# shellcheck disable=SC2030,SC2031 # these are the subshell's
-	(
-		tmp=$tmp/$name jobs=() failed=0 in_background=1
-		trap - EXIT INT TERM
-		chrt -i -p 0 "$BASHPID" && "$@"
-	) >/dev/null 2>&1 </dev/null &
-	set +m
-	jobs+=("$!")
-	eval "ahead_$name=$!"
-}
-
-# arrived NAME SECONDS : when that is done, or no more than so much time is left. Now it is waited
-# for, so it is idle no more.
-arrived() {
-	local pid=ahead_$1 each
-	pid=${!pid:-}
-	while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && [ "$(left)" -gt "$2" ]; do
-		for each in $(pgrep -g "$pid"); do
-			chrt -o -p 0 "$each" 2>/dev/null
-		done
-		sleep 1
-	done
 }
 
 # Adds up meson's log: "passed failed skipped excused". A program without TAP is one
@@ -196,30 +151,8 @@ run() {
 	printf '%s: %d passed, %d failed, %d skipped\n' "$dir" "$p" "$f" "$s"
 }
 
-build_asan() { build build-asan -Db_sanitize=address,undefined -Db_lundef=false; }
-build_tsan() { build build-tsan -Db_sanitize=thread -Db_lundef=false; }
-build_clang() { CC=clang build build-clang; }
-
-build_others() {
-	build_asan
-	build_tsan
-	command -v clang && build_clang
-}
-
-build_kernel() {
-	local what
-	for what in flex bison bc patch; do
-		command -v "$what" || return
-	done
-	kernel/build.sh plain
-}
-
 plain() {
 	build build || return
-	if [ -n "${all:-}" ]; then
-		ahead sanitized build_others
-		ahead kernel build_kernel
-	fi
 	run build 900 --no-suite real
 	# Programs of others: each loaded for a few seconds here, see CONTRIBUTING.md.
 	within 120 tests/real/packages.sh "$PWD/build/real-root"
@@ -233,8 +166,7 @@ asan() {
 	local aslr_off=$no_aslr leaks=1
 	# LeakSanitizer stops the program with ptrace, which containers may forbid.
 	[ "$(sed -n 's/^TracerPid:\t//p' /proc/self/status)" = 0 ] || leaks=0
-	arrived sanitized 0
-	build_asan || return
+	build build-asan -Db_sanitize=address,undefined -Db_lundef=false || return
 	export ASAN_OPTIONS=detect_leaks=$leaks:halt_on_error=1:abort_on_error=1
 	export UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1
 	run build-asan 500 --timeout-multiplier 3 --suite unit --suite broker --suite proc \
@@ -244,8 +176,7 @@ asan() {
 
 tsan() {
 	local aslr_off=$no_aslr
-	arrived sanitized 0
-	build_tsan || return
+	build build-tsan -Db_sanitize=thread -Db_lundef=false || return
 	export TSAN_OPTIONS=halt_on_error=1:abort_on_error=1
 	run build-tsan 300 --timeout-multiplier 3 --suite unit --suite threads
 	unset TSAN_OPTIONS
@@ -253,8 +184,7 @@ tsan() {
 
 clang() {
 	if command -v clang >/dev/null; then
-		arrived sanitized 0
-		build_clang
+		CC=clang build build-clang
 	else
 		echo 'clang is not there: not built with it'
 	fi
@@ -289,7 +219,6 @@ kernel() {
 		command -v "$what" >/dev/null || { skip "kernel: no $what here"; return; }
 	done
 	cache=${SAMEPAGE_KERNEL_CACHE:-$PWD/build/kernel}
-	arrived kernel "$KERNEL_BOOT_SECONDS"
 	compgen -G "$cache/image-plain-*/bzImage" >/dev/null || need=$((need + KERNEL_BUILD_SECONDS))
 	if [ "$(left)" -lt "$need" ]; then
 		skip "kernel: $(left) s left, $need needed"
@@ -317,7 +246,7 @@ fi
 
 for what in "${@:-all}"; do
 	case $what in
-	all) all=1 plain; asan; tsan; clang; kernel ;;
+	all) plain; asan; tsan; clang; kernel ;;
 	plain | asan | tsan | clang | kernel) "$what" ;;
 	*)
 		echo "usage: tests/run.sh [plain] [asan] [tsan] [clang] [kernel]" >&2

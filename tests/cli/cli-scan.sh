@@ -33,7 +33,9 @@ start_broker() {
 python=$(python3 -c 'import os, sys; print(os.path.realpath(sys.executable))')
 program='import mmap, random, sys
 keep = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-keep.write(random.Random(1).randbytes(16 << 20))
+dice = random.Random(1)
+for _ in range(64): # not all at once: records have room for the most that there was
+    keep.write(dice.randbytes(256 << 10))
 sys.stdin.read()'
 pages=$(((16 << 20) / $(getconf PAGESIZE)))
 a=0 b=0 c=0 d=0 e=0 f=0

