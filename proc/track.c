@@ -102,12 +102,19 @@ static int register_wp(struct proc_engine *e, uint64_t start, uint64_t end)
 static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	uint64_t lead = proc_mem_lead(start);
+	struct core_range alike; /* what the program refused is left out */
 
 	if (!proc_mem_is_owned_still(start, end))
 		return -EPERM;
-	if (lead && (register_wp(e, start - lead, proc_mem_whole(start)) == 0 ||
-		     register_wp(e, start - lead, end) == 0))
-		return 0;
+	if (lead && proc_mem_owned_copy(start, &alike, 1) == 1) {
+		uint64_t whole = proc_mem_whole(start);
+
+		if (alike.end < whole)
+			whole = alike.end;
+		if (register_wp(e, start - lead, whole > end ? whole : end) == 0 ||
+		    register_wp(e, start - lead, end) == 0)
+			return 0;
+	}
 	return register_wp(e, start, end);
 }
 
