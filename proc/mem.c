@@ -411,14 +411,9 @@ bool proc_mem_is_owned_still(uint64_t start, uint64_t end)
 	return proc_mem_is_owned(start, end) && (!vouch || vouch->there(start, end));
 }
 
-uint64_t proc_mem_lead(uint64_t start)
+uint64_t proc_mem_lead(uint64_t start, uint64_t *end)
 {
-	return vouch ? vouch->lead(start) : 0;
-}
-
-uint64_t proc_mem_whole(uint64_t start)
-{
-	return vouch->whole(start);
+	return vouch ? vouch->lead(start, end) : 0;
 }
 
 size_t proc_mem_owned_copy(uint64_t from, struct core_range *out, size_t max)

@@ -156,14 +156,13 @@ void proc_mem_set_before_pass(void (*fn)(void));
 struct proc_mem_vouch {
 	/* One range, all of it owned: is it there as ever? False: it is not owned any more. */
 	bool (*there)(uint64_t start, uint64_t end);
-	/* Bytes before start, not owned, that are one mapping with it for the program. */
-	uint64_t (*lead)(uint64_t start);
-	uint64_t (*whole)(uint64_t start); /* where that mapping ends; if there is a lead */
+	/* Bytes before start, not owned, that are one mapping with it for the program; if there
+	 * are any, where that mapping ends. */
+	uint64_t (*lead)(uint64_t start, uint64_t *end);
 	void (*torn)(void); /* in a child of fork: all that was known is given up */
 };
 void proc_mem_set_vouch(const struct proc_mem_vouch *v);
-uint64_t proc_mem_lead(uint64_t start);
-uint64_t proc_mem_whole(uint64_t start);
+uint64_t proc_mem_lead(uint64_t start, uint64_t *end);
 
 uint64_t proc_mem_own_bytes(void); /* memory of the sets themselves */
 /* For sets that are changed with the lock held: core_realloc_fn. */

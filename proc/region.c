@@ -64,6 +64,11 @@ uint32_t scan_region_after(const struct proc_scan *s, uint64_t addr)
  * registration. What is cut out of the middle of a region takes the upper part along, until
  * the regions are read again.
  */
+uint64_t scan_region_armed(const struct proc_engine *e, const struct scan_region *g)
+{
+	return g->start - g->lead_pages * e->page_bytes;
+}
+
 void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 {
 	struct proc_scan *s = e->scan;
@@ -71,7 +76,7 @@ void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end)
 
 	for (uint32_t i = 0; i < s->regions; i++) {
 		struct scan_region g = s->region[i];
-		uint64_t from = g.start - g.lead_pages * e->page_bytes, until = g.end < end ? g.end : end;
+		uint64_t from = scan_region_armed(e, &g), until = g.end < end ? g.end : end;
 
 		if (from < end && start < g.end) {
 			scan_disarm(e, g.start < start ? start : from, until);
@@ -162,11 +167,12 @@ static bool add_alike(struct proc_scan *s, uint64_t start, uint64_t end, int pro
 static void note_lead(struct reading *r, uint64_t start)
 {
 	struct scan_region *last = &r->s->region[r->s->regions - 1];
+	uint64_t end;
 
 	if (last->start != start)
 		return;
 	proc_mem_lock_engine();
-	last->lead_pages = (uint16_t)(proc_mem_lead(start) >> r->e->page_shift);
+	last->lead_pages = (uint16_t)(proc_mem_lead(start, &end) >> r->e->page_shift);
 	proc_mem_unlock_engine();
 }
 
@@ -426,15 +432,11 @@ static void disarm_left(struct proc_engine *e, uint32_t n)
 	struct proc_scan *s = e->scan;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t at = s->old[i].start, end = s->old[i].end, lead = s->old[i].lead_pages * e->page_bytes;
-		uint32_t same = scan_region_after(s, at);
+		uint64_t at = scan_region_armed(e, &s->old[i]), end = s->old[i].end;
 
-		if (lead && (same == s->regions || s->region[same].start != at ||
-			     !s->region[same].lead_pages))
-			scan_disarm(e, at - lead, at);
 		while (at < end) {
 			uint32_t r = scan_region_after(s, at);
-			uint64_t next = r < s->regions ? s->region[r].start : end;
+			uint64_t next = r < s->regions ? scan_region_armed(e, &s->region[r]) : end;
 
 			if (next > at)
 				scan_disarm(e, at, next < end ? next : end);

@@ -156,8 +156,7 @@ static void disarm_all(struct proc_engine *e)
 	struct proc_scan *s = e->scan;
 
 	for (uint32_t i = 0; s->wp && i < s->regions; i++)
-		scan_disarm(e, s->region[i].start - s->region[i].lead_pages * e->page_bytes,
-			    s->region[i].end);
+		scan_disarm(e, scan_region_armed(e, &s->region[i]), s->region[i].end);
 }
 
 void proc_scan_connected(struct proc_engine *e)

@@ -225,6 +225,8 @@ uint64_t scan_bytes(const struct proc_scan *s);
 
 /* region.c */
 void scan_regions_read(struct proc_engine *e);
+/* Where what is registered of it begins. */
+uint64_t scan_region_armed(const struct proc_engine *e, const struct scan_region *g);
 /* The range is not ours any more: no region, not registered. */
 void scan_regions_cut(struct proc_engine *e, uint64_t start, uint64_t end);
 /* First region that ends after addr; regions: none. */

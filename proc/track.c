@@ -101,14 +101,12 @@ static int register_wp(struct proc_engine *e, uint64_t start, uint64_t end)
  */
 static int register_owned(struct proc_engine *e, uint64_t start, uint64_t end)
 {
-	uint64_t lead = proc_mem_lead(start);
+	uint64_t whole = end, lead = proc_mem_lead(start, &whole);
 	struct core_range alike; /* what the program refused is left out */
 
 	if (!proc_mem_is_owned_still(start, end))
 		return -EPERM;
 	if (lead && proc_mem_owned_copy(start, &alike, 1) == 1) {
-		uint64_t whole = proc_mem_whole(start);
-
 		if (alike.end < whole)
 			whole = alike.end;
 		if (register_wp(e, start - lead, whole > end ? whole : end) == 0 ||

@@ -145,7 +145,7 @@ static void stop_noting(void)
 /* A whole mapping of libc's that begins with p's header? */
 static bool is_block(const void *p, struct shim_range *r)
 {
-	if (!p || !looks_mapped(p))
+	if (!looks_mapped(p)) /* nor does NULL */
 		return false;
 	*r = owned_part(p);
 	return r->end > r->start && (r->end & (sys_page_bytes() - 1)) == 0;
@@ -335,16 +335,14 @@ static bool still_there(uint64_t start, uint64_t end)
 }
 
 /* The page with the header, if a block begins there. Lock held. */
-static uint64_t lead(uint64_t start)
+static uint64_t lead(uint64_t start, uint64_t *end)
 {
 	const struct core_range *b = core_rangeset_find(&blocks, start);
 
-	return b && b->start == start ? sys_page_bytes() : 0;
-}
-
-static uint64_t whole(uint64_t start)
-{
-	return core_rangeset_find(&blocks, start)->end;
+	if (!b || b->start != start)
+		return 0;
+	*end = b->end;
+	return sys_page_bytes();
 }
 
 /* In a child, whose parent may have been in the middle of a change: nothing is owned any more. */
@@ -353,7 +351,7 @@ static void forget_all(void)
 	core_rangeset_init(&blocks, proc_mem_sets_realloc);
 }
 
-static const struct proc_mem_vouch vouch = { still_there, lead, whole, forget_all };
+static const struct proc_mem_vouch vouch = { still_there, lead, forget_all };
 
 /* --- exported ------------------------------------------------------------- */
 

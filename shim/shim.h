@@ -158,7 +158,7 @@ void shim_heap_give_up(void); /* lock held */
 
 /* big.c */
 void shim_big_start(void); /* once, from the constructor, when ready; malloc is glibc's */
-void shim_big_stop(void);  /* from now on malloc and free take no lock; nor was one held */
+void shim_big_stop(void);  /* from now on malloc and free take no lock */
 
 /* Functions of libc that are more than a system call; resolved by the constructor
  * or by the first that needs one (real.c). */
