@@ -49,19 +49,6 @@ static bool none_owned(const void *p, size_t bytes)
 	return !any_owned_now(base_of(p), bytes);
 }
 
-/* fn in a child, which must end by itself and well. */
-static void in_child(int (*fn)(void))
-{
-	pid_t pid = fork();
-	int status = -1;
-
-	assert_true(pid >= 0);
-	if (pid == 0)
-		_exit(fn());
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
-}
-
 static void owned_while_it_lives(void **state)
 {
 	char *p = do_malloc(BIG), *q;
@@ -175,7 +162,7 @@ static int with_no_memory(void)
 static void limits(void **state)
 {
 	(void)state;
-	in_child(with_no_memory);
+	must_do_in_child(with_no_memory);
 }
 
 /* What libc's own functions make and free comes by here. */
@@ -302,8 +289,8 @@ static int moved_past_us(void)
 static void past_us(void **state)
 {
 	(void)state;
-	in_child(freed_past_us);
-	in_child(moved_past_us);
+	must_do_in_child(freed_past_us);
+	must_do_in_child(moved_past_us);
 }
 
 #define MANY 2000
@@ -342,7 +329,7 @@ static int many_blocks(void)
 static void many(void **state)
 {
 	(void)state;
-	in_child(many_blocks);
+	must_do_in_child(many_blocks);
 }
 
 /* Attributes of what is owned in a block, but for those of the page with the header. */
@@ -406,7 +393,7 @@ static int told_of_mappings(void)
 static void stopped(void **state)
 {
 	(void)state;
-	in_child(told_of_mappings);
+	must_do_in_child(told_of_mappings);
 }
 
 static int nothing_owned_any_more(void)
@@ -439,7 +426,7 @@ static int nothing_owned_any_more(void)
 static void when_it_is_over(void **state)
 {
 	(void)state;
-	in_child(nothing_owned_any_more);
+	must_do_in_child(nothing_owned_any_more);
 }
 
 static void copies_of_the_process(void **state)
@@ -520,7 +507,7 @@ static void threads_and_forks(void **state)
 	for (uintptr_t i = 0; i < THREADS; i++)
 		assert_int_equal(pthread_create(&thread[i], NULL, hammer, (void *)(i + 1)), 0);
 	for (int i = 0; i < 20; i++) {
-		in_child(child_of_many_threads);
+		must_do_in_child(child_of_many_threads);
 		assert_true(owned_is_real());
 	}
 	for (int i = 0; i < THREADS; i++)

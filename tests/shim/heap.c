@@ -115,13 +115,7 @@ static int mallopt_main(void)
 
 static void trimming_turned_on(void **state)
 {
-	int status;
-	pid_t pid = fork();
-
-	if (pid == 0)
-		_exit(mallopt_main());
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	must_do_in_child(mallopt_main);
 }
 
 int main(void)

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -23,6 +24,19 @@
 #include "sys/maps.h"
 #include "sys/raw.h"
 #include "sys/sys.h"
+
+/* fn in a child, which must end by itself and well. */
+static inline void must_do_in_child(int (*fn)(void))
+{
+	pid_t pid = fork();
+	int status = -1;
+
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(fn());
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
 
 static inline bool owned_now(const void *addr, size_t bytes)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What the engine thread of a client stands on: a descriptor table of its own,
- * all signals blocked, futexes, clocks, a place behind others. If this failed, the thread would close the
- * program's descriptors, or open the wrong file by a right number.
+ * all signals blocked, futexes, clocks, a place behind others. If this failed, the
+ * thread would close the program's descriptors, or open the wrong file by a right number.
  */
 #include <pthread.h>
 #include <sched.h>
